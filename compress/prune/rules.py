@@ -1,0 +1,409 @@
+"""One rule per operator: how channels flow through it, which of its parameters hold them, what changes when they go.
+
+A rule takes the flow and a node and returns the labels of the node's value (None when no dimension holds channels that
+could be cut). It may bind parameters (:meth:`Flow.bind`), make channels the same (:meth:`Flow.unite`), stop
+(:meth:`Flow.barrier`) and append an edit of the node's constants. :func:`rule` registers one for a custom operator.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch.fx import Node
+
+from edgekit.compress.prune.flow import Flow, Kept, Labels, Rule
+from edgekit.program import aten, shape_of
+
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Registers a rule for operators such as ``torch.ops.aten.relu.default`` or one of your own."""
+
+    def register(function: Rule) -> Rule:
+        for target in targets:
+            RULES[target] = function
+        return function
+
+    return register
+
+
+def argument(node: Node, position: int, default: Any = None) -> Any:
+    """A positional argument, or its default when the graph leaves it out."""
+    return node.args[position] if len(node.args) > position else default
+
+
+@rule(aten.conv2d.default, aten.conv1d.default, aten.conv3d.default)
+def convolution(flow: Flow, node: Node) -> Labels | None:
+    """Dense, grouped and depthwise convolution: weight (out, in / groups, …)."""
+    source, weight, bias = node.args[0], node.args[1], argument(node, 2)
+    groups = argument(node, 6, 1)
+    labels = flow.labels(source)
+    out_channels, in_per_group = weight.meta["val"].shape[:2]
+    if labels is not None and labels.dim != 1:
+        flow.freeze(labels)
+        labels = None
+    if groups == 1:
+        if labels is not None:
+            flow.bind(weight, 1, labels.ids, "in", node)
+        ids = flow.fresh(out_channels)
+    elif labels is None:
+        return None  # the groups hang on channels that can't be cut, so neither can what they make
+    elif in_per_group == 1:
+        # Depthwise: each output channel belongs to one input channel, and so is the same channel.
+        ids = np.repeat(labels.ids, out_channels // groups)
+
+        def fewer_groups(kept: Kept, node: Node = node, ids: np.ndarray = labels.ids) -> None:
+            node.update_arg(6, int(kept(ids).sum()))
+
+        flow.edits.append(fewer_groups)
+    else:
+        # Every group must keep as many channels as the others: position p is cut in all of them or in none.
+        _couple_rows(flow, labels.ids.reshape(groups, in_per_group))
+        flow.bind(weight, 1, labels.ids[:in_per_group], "in", node)
+        ids = flow.fresh(out_channels)
+        _couple_rows(flow, ids.reshape(groups, out_channels // groups))
+    flow.bind(weight, 0, ids, "out", node)
+    flow.bind(bias, 0, ids, "vector", node)
+    return Labels(1, ids)
+
+
+@rule(aten.conv_transpose2d.input)
+def transposed_convolution(flow: Flow, node: Node) -> Labels | None:
+    """Transposed convolution: weight (in, out / groups, …)."""
+    source, weight, bias = node.args[0], node.args[1], argument(node, 2)
+    if argument(node, 6, 1) != 1:
+        flow.barrier(node, "Grouped transposed convolutions stay whole.")
+        return None
+    if (labels := flow.labels(source)) is not None:
+        flow.bind(weight, 0, labels.ids, "in", node)
+    ids = flow.fresh(weight.meta["val"].shape[1])
+    flow.bind(weight, 1, ids, "out", node)
+    flow.bind(bias, 0, ids, "vector", node)
+    return Labels(1, ids)
+
+
+@rule(aten.linear.default)
+def linear(flow: Flow, node: Node) -> Labels | None:
+    """Fully connected: weight (out, in), channels in the last dimension."""
+    source, weight, bias = node.args[0], node.args[1], argument(node, 2)
+    last = len(shape_of(node)) - 1
+    labels = flow.labels(source)
+    if labels is not None and labels.dim == last:
+        flow.bind(weight, 1, labels.ids, "in", node)
+    else:
+        flow.freeze(labels)
+    ids = flow.fresh(weight.meta["val"].shape[0])
+    flow.bind(weight, 0, ids, "out", node)
+    flow.bind(bias, 0, ids, "vector", node)
+    return Labels(last, ids)
+
+
+@rule(aten.batch_norm.default, aten.instance_norm.default)
+def batch_norm(flow: Flow, node: Node) -> Labels | None:
+    """Per-channel scale, shift and running statistics."""
+    labels = flow.labels(node.args[0])
+    if labels is None or labels.dim != 1:
+        flow.freeze(labels)
+        return None
+    for source in node.args[1:5]:
+        flow.bind(source, 0, labels.ids, "vector", node)
+    return labels
+
+
+@rule(
+    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.leaky_relu.default,
+    aten.elu.default, aten.gelu.default, aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default,
+    aten.sigmoid.default, aten.tanh.default, aten.softplus.default, aten.mish.default, aten.abs.default,
+    aten.neg.default, aten.exp.default, aten.sqrt.default, aten.pow.Tensor_Scalar, aten.dropout.default,
+    aten.feature_dropout.default, aten.contiguous.default, aten.clone.default, aten.detach.default, aten.to.dtype,
+    aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.avg_pool1d.default,
+    aten.max_pool1d.default, aten.adaptive_max_pool2d.default, aten.upsample_nearest2d.vec,
+    aten.upsample_bilinear2d.vec, aten.add.Scalar, aten.mul.Scalar, aten.div.Scalar,
+)  # fmt: skip
+def keeps_channels(flow: Flow, node: Node) -> Labels | None:
+    """Works on each channel by itself: element by element, or over space."""
+    labels = flow.labels(node.args[0])
+    if labels is not None and len(shape_of(node)) == 4 and labels.dim != 1 and "pool" in str(node.target):
+        flow.freeze(labels)
+        return None
+    return labels
+
+
+@rule(
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default,
+)  # fmt: skip
+def element_wise(flow: Flow, node: Node) -> Labels | None:
+    """Two tensors meet, with broadcasting: their channels become the same."""
+    rank = len(shape_of(node))
+    sources = [source for source in node.args[:2] if isinstance(source, Node)]
+    known = [(s, flow.labels(s)) for s in sources if flow.labels(s) is not None]
+    if not known:
+        return None
+    first, labels = max(known, key=lambda pair: len(pair[1].ids))
+    dim = labels.dim + rank - len(shape_of(first))
+    for source in sources:
+        if source is first:
+            continue
+        own_dim = dim - (rank - len(shape_of(source)))
+        size = shape_of(source)[own_dim] if own_dim >= 0 else 1
+        other = flow.labels(source)
+        if size == 1 and (other is None or len(other.ids) == 1):
+            flow.freeze(other)
+        elif other is not None and other.dim == own_dim and len(other.ids) == len(labels.ids):
+            flow.unite(labels.ids, other.ids)
+        elif source.op == "get_attr":
+            flow.bind(source, own_dim, labels.ids, "vector", node)
+        else:
+            flow.freeze([labels, other])
+    return Labels(dim, labels.ids)
+
+
+@rule(aten.cat.default)
+def concatenation(flow: Flow, node: Node) -> Labels | None:
+    """Channels of the parts stand one after the other; along any other dimension they are the same."""
+    parts = list(node.args[0])
+    rank = len(shape_of(node))
+    dim = argument(node, 1, 0) % rank
+    known = [flow.labels(part) for part in parts]
+    if all(labels is None for labels in known):
+        return None
+    if all(labels is None or labels.dim == dim for labels in known):
+        ids = []
+        for part, labels in zip(parts, known, strict=True):
+            if labels is None:
+                labels = Labels(dim, flow.fresh(shape_of(part)[dim]))
+                flow.freeze(labels)
+            ids.append(labels.ids)
+        return Labels(dim, np.concatenate(ids))
+    present = [labels for labels in known if labels is not None]
+    if len(present) == len(parts) and len({labels.dim for labels in present}) == 1:
+        for labels in present[1:]:
+            flow.unite(present[0].ids, labels.ids)
+        return present[0]
+    flow.freeze(present)
+    return None
+
+
+@rule(aten.pad.default, aten.constant_pad_nd.default)
+def padding(flow: Flow, node: Node) -> Labels | None:
+    """Padding of space keeps channels; padding of channels adds some that are made of zeros and cost nothing to cut."""
+    labels = flow.labels(node.args[0])
+    if labels is None:
+        return None
+    pads = list(node.args[1])
+    position = 2 * (len(shape_of(node)) - 1 - labels.dim)  # pads count from the last dimension
+    if position >= len(pads) or pads[position : position + 2] == [0, 0]:
+        return labels
+    mode = argument(node, 2, "constant") if node.target is aten.pad.default else "constant"
+    if mode != "constant" or min(pads[position : position + 2]) < 0:
+        flow.freeze(labels)
+        return None
+    left, right = flow.fresh(pads[position]), flow.fresh(pads[position + 1])
+
+    def shorter_pads(kept: Kept) -> None:
+        now = list(node.args[1])
+        now[position : position + 2] = [int(kept(left).sum()), int(kept(right).sum())]
+        node.update_arg(1, now)
+
+    flow.edits.append(shorter_pads)
+    return Labels(labels.dim, np.concatenate([left, labels.ids, right]))
+
+
+@rule(aten.slice.Tensor)
+def slicing(flow: Flow, node: Node) -> Labels | None:
+    """A slice of channels takes a part of them; a slice of space keeps all."""
+    labels = flow.labels(node.args[0])
+    if labels is None:
+        return None
+    rank = len(shape_of(node))
+    if argument(node, 1, 0) % rank != labels.dim:
+        return labels
+    count = len(labels.ids)
+    start, end, step = slice(argument(node, 2), argument(node, 3), argument(node, 4, 1)).indices(count)
+    if step != 1:
+        flow.freeze(labels)
+        return None
+    before, taken = labels.ids[:start], labels.ids[start:end]
+
+    def moved(kept: Kept) -> None:
+        first = int(kept(before).sum())
+        for position, value in ((1, labels.dim), (2, first), (3, first + int(kept(taken).sum()))):
+            node.args = (*node.args[:position], value, *node.args[position + 1 :])
+
+    flow.edits.append(moved)
+    return Labels(labels.dim, taken)
+
+
+@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+def splitting(flow: Flow, node: Node) -> list[Labels | None] | None:
+    """Parts of the channels, with sizes that follow what is cut."""
+    labels = flow.labels(node.args[0])
+    if labels is None:
+        return None
+    parts = node.meta["val"]
+    dim = argument(node, 2, 0) % len(shape_of(node.args[0]))
+    if dim != labels.dim:
+        return [labels] * len(parts)
+    sizes = [int(part.shape[dim]) for part in parts]
+    pieces = np.split(labels.ids, np.cumsum(sizes)[:-1])
+
+    def resized(kept: Kept) -> None:
+        node.target = aten.split_with_sizes.default
+        node.args = (node.args[0], [int(kept(piece).sum()) for piece in pieces], dim)
+
+    flow.edits.append(resized)
+    return [Labels(dim, piece) for piece in pieces]
+
+
+@rule(operator.getitem)
+def item(flow: Flow, node: Node) -> Labels | None:
+    """One of an operator's several results."""
+    labels = flow.labels(node.args[0])
+    return labels[node.args[1]] if isinstance(labels, list) else None
+
+
+@rule(aten.mean.dim, aten.sum.dim_IntList, aten.amax.default)
+def reduction(flow: Flow, node: Node) -> Labels | None:
+    """Over space, channels stay; over channels, they can't be told apart any more."""
+    labels = flow.labels(node.args[0])
+    if labels is None:
+        return None
+    rank = len(shape_of(node.args[0]))
+    dims = {d % rank for d in (node.args[1] or range(rank))}
+    if labels.dim in dims:
+        flow.barrier(node, "A mean over channels mixes them; they stay whole.")
+        return None
+    keep = argument(node, 2, False)
+    return labels if keep else Labels(labels.dim - sum(d < labels.dim for d in dims), labels.ids)
+
+
+@rule(aten.permute.default)
+def permutation(flow: Flow, node: Node) -> Labels | None:
+    """Dimensions change places."""
+    labels = flow.labels(node.args[0])
+    if labels is None:
+        return None
+    order = [d % len(node.args[1]) for d in node.args[1]]
+    return Labels(order.index(labels.dim), labels.ids)
+
+
+@rule(aten.transpose.int)
+def transposition(flow: Flow, node: Node) -> Labels | None:
+    """Two dimensions change places."""
+    labels = flow.labels(node.args[0])
+    if labels is None:
+        return None
+    rank = len(shape_of(node))
+    a, b = node.args[1] % rank, node.args[2] % rank
+    return Labels({a: b, b: a}.get(labels.dim, labels.dim), labels.ids)
+
+
+@rule(aten.unsqueeze.default)
+def unsqueezing(flow: Flow, node: Node) -> Labels | None:
+    """A dimension of size 1 more."""
+    labels = flow.labels(node.args[0])
+    if labels is None:
+        return None
+    dim = node.args[1] % len(shape_of(node))
+    return Labels(labels.dim + (dim <= labels.dim), labels.ids)
+
+
+@rule(
+    aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.dim, aten.squeeze.dims,
+    aten.squeeze.default, aten.unflatten.int, aten._unsafe_view.default,
+)  # fmt: skip
+def reshaping(flow: Flow, node: Node) -> Labels | None:
+    """Dimensions flow together (flatten: each channel becomes a run of positions) or apart (channel shuffle)."""
+    labels = flow.labels(node.args[0])
+    if labels is None:
+        return None
+    block = _block_of(labels.dim, shape_of(node.args[0]), shape_of(node))
+    if block is None:
+        flow.barrier(node, "Channels can't be followed through this reshape; keep the channel dimension apart in it.")
+        return None
+    before, after = block
+    sizes_before = [shape_of(node.args[0])[d] for d in before]
+    sizes_after = [shape_of(node)[d] for d in after]
+    spread = labels.ids.reshape([-1 if d == labels.dim else 1 for d in before])
+    flat = np.broadcast_to(spread, sizes_before).reshape(-1)
+    if len(after) == 1:
+        dim, ids = after[0], flat
+    else:
+        dim, ids = _dimension_to_cut(flow, flat.reshape(sizes_after), after)
+    if node.target in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
+
+        def resized(kept: Kept) -> None:
+            sizes = list(node.args[1])
+            if isinstance(sizes[dim], int) and sizes[dim] != -1:
+                sizes[dim] = int(kept(ids).sum())
+                node.update_arg(1, sizes)
+
+        flow.edits.append(resized)
+    elif node.target is aten.unflatten.int:
+        flow.freeze(labels)
+    return Labels(dim, ids)
+
+
+@rule(aten.sym_size.int)
+def size_of(flow: Flow, node: Node) -> None:
+    """The batch size, which no cut changes."""
+
+
+def _couple_rows(flow: Flow, grid: np.ndarray) -> None:
+    for row in grid[1:]:
+        flow.unite(grid[0], row)
+
+
+def _block_of(dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[list[int], list[int]] | None:
+    """The dimensions that flow into each other around ``dim``; the batch (-1) must stay alone in front."""
+    if before[0] != after[0] or dim == 0:
+        return None
+    i = j = 1
+    while i < len(before) or j < len(after):
+        first, second = [i], [j]
+        product_before = before[i] if i < len(before) else 1
+        product_after = after[j] if j < len(after) else 1
+        i, j = i + 1, j + 1
+        while product_before != product_after:
+            if product_before < product_after and i < len(before):
+                product_before *= before[i]
+                first.append(i)
+                i += 1
+            elif j < len(after):
+                product_after *= after[j]
+                second.append(j)
+                j += 1
+            else:
+                return None
+        # Trailing ones belong to the block before them.
+        while i < len(before) and before[i] == 1 and (j >= len(after) or after[j] != 1):
+            first.append(i)
+            i += 1
+        while j < len(after) and after[j] == 1 and (i >= len(before) or before[i] != 1):
+            second.append(j)
+            j += 1
+        if dim in first:
+            return first, [d for d in second if d < len(after)]
+    return None
+
+
+def _dimension_to_cut(flow: Flow, grid: np.ndarray, dims: list[int]) -> tuple[int, np.ndarray]:
+    """Of several dimensions that hold the channels together, only one can be cut: the one that leaves most freedom.
+
+    Along it, all channels at one position become the same.
+    """
+    roots = flow.roots(grid.reshape(-1)).reshape(grid.shape)
+
+    def freedom(axis: int) -> int:
+        rows = np.moveaxis(roots, axis, 0).reshape(grid.shape[axis], -1)
+        return sum(len(np.unique(row)) == 1 for row in rows) * 1_000_000 + grid.shape[axis]
+
+    axis = max(range(grid.ndim), key=freedom)
+    rows = np.moveaxis(grid, axis, 0).reshape(grid.shape[axis], -1)
+    for column in range(1, rows.shape[1]):
+        flow.unite(rows[:, 0], rows[:, column])
+    return dims[axis], rows[:, 0].copy()

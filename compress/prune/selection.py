@@ -1,0 +1,117 @@
+"""Which channels go: the least important first, until the goal is met, never below the floor of any layer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edgekit.compress.prune.flow import Flow
+from edgekit.errors import StepError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to cut.
+
+    Attributes:
+        removed: Representatives of the classes of channels to cut.
+        fraction: The share of the goal's measure (MACs or parameters) that is left.
+    """
+
+    removed: set[int]
+    fraction: float
+
+
+def select(
+    flow: Flow,
+    scores: dict[int, float],
+    costs: dict[str, float],
+    *,
+    goal: float,
+    scope: Literal["global", "layer"] = "global",
+    floor: float = 0.1,
+) -> Selection:
+    """Chooses classes of channels to cut.
+
+    Args:
+        flow: The analysed graph.
+        scores: Importance by class (see :func:`edgekit.compress.prune.importance.class_scores`).
+        costs: For each weight by name, what it costs now (its MACs, or its size); a weight's cost is proportional to the
+            product of its channel counts.
+        goal: The share of the total cost to keep, between 0 and 1.
+        scope: ``global`` ranks all channels together; ``layer`` cuts the same share everywhere.
+        floor: The share of its channels that every layer keeps, at least one.
+
+    Raises:
+        StepError: If the goal can't be met above the floor.
+    """
+    sizes: dict[tuple[str, int], int] = {}
+    holders: dict[int, dict[tuple[str, int], int]] = defaultdict(lambda: defaultdict(int))
+    for slot in flow.slots:
+        key = (slot.parameter, slot.dim)
+        if key in sizes:
+            continue
+        sizes[key] = len(slot.ids)
+        for root in flow.roots(slot.ids).tolist():
+            holders[root][key] += 1
+    left = dict(sizes)
+    least = {key: max(1, int(np.ceil(floor * size))) for key, size in sizes.items()}
+    total = sum(costs.values())
+
+    def fraction() -> float:
+        kept = 0.0
+        for name, cost in costs.items():
+            share = cost
+            for dim in (0, 1):
+                if (name, dim) in sizes:
+                    share *= left[name, dim] / sizes[name, dim]
+            kept += share
+        return kept / total
+
+    removed: set[int] = set()
+    for root in _order(flow, scores, holders, scope):
+        if fraction() <= goal:
+            break
+        if all(left[key] - count >= least[key] for key, count in holders[root].items()):
+            removed.add(root)
+            for key, count in holders[root].items():
+                left[key] -= count
+    reached = fraction()
+    if reached > goal:
+        raise StepError(
+            f"channels can be cut down to {reached:.1%} of the cost, the goal is {goal:.1%}",
+            f"Ask for less, or lower the floor (now every layer keeps {floor:.0%} of its channels).",
+        )
+    return Selection(removed, reached)
+
+
+def _order(
+    flow: Flow, scores: dict[int, float], holders: dict[int, dict[tuple[str, int], int]], scope: str
+) -> list[int]:
+    """The classes from the least to the most important."""
+    if scope == "global":
+        return sorted(scores, key=lambda root: (scores[root], root))
+    # The rank within the group of classes that share a parameter, as a share of the group: cuts all groups alike.
+    group_of: dict[int, int] = {root: root for root in scores}
+
+    def find(root: int) -> int:
+        while group_of[root] != root:
+            root = group_of[root]
+        return root
+
+    first_of: dict[tuple[str, int], int] = {}
+    for root in scores:
+        for key in holders[root]:
+            known = first_of.setdefault(key, root)
+            group_of[find(root)] = find(known)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for root in scores:
+        groups[find(root)].append(root)
+    rank = {}
+    for members in groups.values():
+        for position, root in enumerate(sorted(members, key=lambda r: (scores[r], r))):
+            rank[root] = (position + 0.5) / len(members)
+    return sorted(scores, key=lambda root: (rank[root], scores[root], root))

@@ -1,0 +1,138 @@
+"""Exact rewrites of a program: the same function, to float rounding, in fewer operators."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from edgekit.program import aten, attribute, delete_unused_attributes, set_attribute, shape_of
+
+_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
+
+
+def fold_batch_norm(module: GraphModule) -> int:
+    """Folds each batch norm into the convolution or linear layer that alone feeds it, in place.
+
+    With running mean m, variance v, scale g and shift b: W' = W g / sqrt(v + e), bias' = (bias - m) g / sqrt(v + e) + b
+    (Jacob et al., CVPR 2018, section 3.2). Computed in float64 and rounded once.
+
+    Returns:
+        How many were folded.
+    """
+    folded = 0
+    for node in list(module.graph.nodes):
+        if node.target is not aten.batch_norm.default:
+            continue
+        source, gamma, beta, mean, variance, _, _, epsilon, *_ = node.args
+        if not (isinstance(source, Node) and source.target in _CONVOLUTIONS and len(source.users) == 1):
+            continue
+        weight = source.args[1]
+        bias = source.args[2] if len(source.args) > 2 else None
+        if not isinstance(weight, Node) or weight.op != "get_attr" or len(weight.users) > 1:
+            continue
+
+        def value(argument: object, default: float, like: torch.Tensor) -> torch.Tensor:
+            if isinstance(argument, Node):
+                return attribute(module, str(argument.target)).detach().double()
+            return torch.full((like.shape[0],), default, dtype=torch.float64)
+
+        kernel = attribute(module, str(weight.target))
+        scale = value(gamma, 1.0, kernel) / torch.sqrt(value(variance, 1.0, kernel) + epsilon)
+        shift = (value(bias, 0.0, kernel) - value(mean, 0.0, kernel)) * scale + value(beta, 0.0, kernel)
+        new_kernel = kernel.detach().double() * scale.view(-1, *[1] * (kernel.dim() - 1))
+        set_attribute(module, str(weight.target), torch.nn.Parameter(new_kernel.to(kernel.dtype)))
+        name = str(weight.target).removesuffix("weight") + "bias"
+        set_attribute(module, name, torch.nn.Parameter(shift.to(kernel.dtype)))
+        with module.graph.inserting_before(source):
+            new_bias = module.graph.get_attr(name)
+        new_bias.meta["val"] = torch.empty(kernel.shape[0], device="meta")
+        source.args = (*source.args[:2], new_bias, *source.args[3:])
+        node.replace_all_uses_with(source)
+        module.graph.erase_node(node)
+        folded += 1
+    finish(module)
+    return folded
+
+
+def remove_dropout(module: GraphModule) -> int:
+    """Removes dropout, which does nothing in evaluation, in place; returns how many."""
+    removed = 0
+    for node in list(module.graph.nodes):
+        if node.target in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+            removed += 1
+    finish(module)
+    return removed
+
+
+def global_pool_to_mean(module: GraphModule) -> int:
+    """Writes an average pooling over the whole map as a mean over height and width, in place; returns how many."""
+    changed = 0
+    for node in list(module.graph.nodes):
+        if node.target not in (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default):
+            continue
+        if len(shape_of(node)) == 4 and shape_of(node)[2:] == (1, 1) and _covers(node):
+            node.target = aten.mean.dim
+            node.args = (node.args[0], [2, 3], True)
+            changed += 1
+    finish(module)
+    return changed
+
+
+def strided_slice_to_pool(module: GraphModule) -> int:
+    """Writes ``x[:, :, ::s, ::t]`` as a max pooling of kernel 1 with strides s and t, in place; returns how many.
+
+    Exact: a maximum over one element is that element. ncnn has no strided slice.
+    """
+    changed = 0
+    for node in list(module.graph.nodes):
+        if node.target is not aten.slice.Tensor or not _strides_space(node):
+            continue
+        first, strides, source = node, [1, 1], node.args[0]
+        strides[node.args[1] - 2] = node.args[4]
+        # Two slices in a row, one for each dimension, are one pooling.
+        if (
+            isinstance(source, Node)
+            and source.target is aten.slice.Tensor
+            and _strides_space(source)
+            and source.args[1] != node.args[1]
+            and len(source.users) == 1
+        ):
+            strides[source.args[1] - 2] = source.args[4]
+            first, source = source, source.args[0]
+        with module.graph.inserting_before(node):
+            pooled = module.graph.call_function(aten.max_pool2d.default, (source, [1, 1], strides))
+        pooled.meta.update(node.meta)
+        node.replace_all_uses_with(pooled)
+        module.graph.erase_node(node)
+        if first is not node:
+            module.graph.erase_node(first)
+        changed += 1
+    finish(module)
+    return changed
+
+
+def finish(module: GraphModule) -> None:
+    """Clears what an edit left without use, and compiles the graph again."""
+    module.graph.eliminate_dead_code()
+    delete_unused_attributes(module)
+    module.graph.lint()
+    module.recompile()
+
+
+def _covers(node: Node) -> bool:
+    """Whether a pooling to 1×1 sees every element once with equal weight."""
+    if node.target is aten.adaptive_avg_pool2d.default:
+        return True
+    kernel = [int(k) for k in node.args[1]] * (2 if len(node.args[1]) == 1 else 1)
+    padded = len(node.args) > 3 and any(node.args[3])
+    return tuple(kernel) == shape_of(node.args[0])[2:] and not padded and len(node.args) <= 6
+
+
+def _strides_space(node: Node) -> bool:
+    """Whether a slice takes every s-th row or column of a 4-dimensional tensor, from the first to the last."""
+    if len(node.args) < 5 or node.args[4] == 1 or len(shape_of(node)) != 4 or node.args[1] not in (2, 3):
+        return False
+    end = node.args[3]
+    return node.args[2] in (None, 0) and (end is None or end >= shape_of(node.args[0])[node.args[1]])

@@ -1,0 +1,417 @@
+"""The program: a trained network as a ``torch.export`` graph, the form that every pass and exporter works on.
+
+A program is a :class:`torch.export.ExportedProgram` in ATen training IR with a free batch dimension. Passes edit a
+:class:`torch.fx.GraphModule` made by :func:`trainable` and turn it back with :func:`export_program`. Parameters are
+``get_attr`` nodes (``layer1.0.conv1.weight``), every node carries ``meta["val"]`` (its fake tensor).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators that programs hold
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from edgekit.errors import SourceError
+from edgekit.files import atomic_file
+
+aten = torch.ops.aten
+quantized = torch.ops.quantized_decomposed
+
+# The batch that is traced with: 2, because torch.export specializes on 0 and 1.
+_TRACE_BATCH = 2
+# An expression in a program's JSON is given to sympy.sympify, which evaluates it: admit arithmetic only.
+_SAFE_EXPRESSION = re.compile(r"^(?:[\w\s+\-*/%(),.<>=&|~]|'\w+')*$")
+_SAFE_CALLS = re.compile(
+    r"^(Symbol|Add|Mul|Pow|Integer|Rational|Min|Max|Mod|PythonMod|FloorDiv|CeilDiv|CleanDiv|ModularIndexing|Eq|Ne|Le|Lt|Ge|Gt|Abs)$"
+)
+
+
+def export_program(module: torch.nn.Module, input_shape: Sequence[int], *, origin: str = "the model") -> ExportedProgram:
+    """Exports a module once, with a free batch dimension.
+
+    Args:
+        module: The network; it is exported as it computes in evaluation.
+        input_shape: Shape of one input without the batch, for example ``(3, 32, 32)``.
+        origin: What to call the model in messages.
+
+    Raises:
+        SourceError: If torch.export refuses the module; the reason is handed on.
+    """
+    if isinstance(module, GraphModule):
+        set_training(module, False)
+    else:
+        module = module.eval()
+    example = torch.zeros(_TRACE_BATCH, *input_shape)
+    reference = next((p for p in module.parameters()), None)
+    if reference is not None:
+        example = example.to(reference.device)
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SourceError(
+            f"{origin} can't be exported with inputs of shape (batch, {', '.join(map(str, input_shape))}): {first}",
+            "torch.export must be able to trace the network with a free batch dimension: look for a wrong input shape "
+            "(--input-shape), control flow that depends on values, or a batch size written into a view.",
+        ) from error
+    for node in program.graph.nodes:  # paths of the machine that exported; they would make equal programs differ
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def trainable(program: ExportedProgram) -> GraphModule:
+    """A fresh GraphModule of the program with parameters of its own, in evaluation mode.
+
+    Use :func:`set_training` to switch; ``train()`` and ``eval()`` of exported graphs are not supported by torch.
+    """
+    with quiet():
+        exported = copy.deepcopy(program.module(check_guards=False))
+    # A plain GraphModule over the same attributes: torch's own overrides train() and eval() to raise.
+    module = GraphModule(exported, exported.graph)
+    module.meta.update(getattr(exported, "meta", {}))
+    for name in ("_in_spec", "_out_spec"):
+        setattr(module, name, getattr(exported, name, None))
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    clean(module)
+    return module
+
+
+def set_training(module: GraphModule, training: bool) -> GraphModule:
+    """Switches batch norm and dropout between training and evaluation by the flags in the graph.
+
+    Args:
+        module: A graph in ATen training IR; changed in place.
+        training: True to normalize by batch statistics and move the running ones, and to drop.
+    """
+    changed = False
+    for node in module.graph.nodes:
+        position = _TRAINING_FLAG.get(node.target)
+        if position is not None and node.args[position] != training:
+            node.update_arg(position, training)
+            changed = True
+    if changed:
+        module.recompile()
+    return module
+
+
+_TRAINING_FLAG: dict[Any, int] = {
+    aten.batch_norm.default: 5,
+    aten.dropout.default: 2,
+    aten.dropout_.default: 2,
+    aten.feature_dropout.default: 2,
+    aten.alpha_dropout.default: 2,
+    aten.instance_norm.default: 5,
+}
+
+
+def clean(module: GraphModule) -> GraphModule:
+    """Normal form of a graph: functional operators, no slice that keeps everything, nothing dead.
+
+    Raises:
+        SourceError: If an in-place operator has no functional counterpart.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target is aten.slice.Tensor and _keeps_all(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif (functional := _functional(node)) is not None:
+            _make_functional(node, functional)
+    # get_attr of batch norm's counters has no users; placeholders and outputs are never dead.
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.lint()
+    module.recompile()
+    return module
+
+
+def _keeps_all(node: Node) -> bool:
+    start = node.args[2] if len(node.args) > 2 else None
+    end = node.args[3] if len(node.args) > 3 else None
+    step = node.args[4] if len(node.args) > 4 else 1
+    return start in (None, 0) and (end is None or (isinstance(end, int) and end >= 2**62)) and step == 1
+
+
+def _functional(node: Node) -> Any:
+    """The functional operator for an in-place one such as ``aten.relu_.default``; None for any other node."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+        return None
+    namespace, name = target._schema.name.split("::")
+    if not name.endswith("_"):
+        return None  # batch_norm and its kind mutate their running statistics, which is meant
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    functional = getattr(packet, target._overloadname, None) if packet is not None else None
+    if functional is None:
+        raise SourceError(
+            f"the operator {target} (node {node.name}, {module_path(node) or 'top level'}) changes its input in place "
+            "and has no functional counterpart",
+            "Write it without the in-place form in the model's source.",
+        )
+    return functional
+
+
+def _make_functional(node: Node, functional: Any) -> None:
+    source = node.args[0]
+    node.target = functional
+    if not isinstance(source, Node):
+        return
+    # Whoever reads the input after the mutation means the mutated value.
+    later = False
+    for other in list(node.graph.nodes):
+        if other is node:
+            later = True
+        elif later and source in other.all_input_nodes:
+            other.replace_input_with(source, node)
+
+
+def module_path(node: Node) -> str:
+    """The place of a node in the user's module hierarchy, for example ``layer1.0.conv1``; empty at the top level."""
+    stack = node.meta.get("nn_module_stack") or {}
+    for path, _ in reversed([entry for entry in stack.values() if isinstance(entry, tuple)]):
+        path = re.sub(r"L__self__\.?|L\['self'\]\.?", "", str(path)).strip(".")
+        if path and not path.startswith("_empty"):
+            return path
+    return ""
+
+
+def layer_name(node: Node) -> str:
+    """What to call a node to a user: the module it belongs to where its weight tells, else the node's own name."""
+    for argument in node.all_input_nodes:
+        dequantized = argument.target is quantized.dequantize_per_channel.default
+        source = argument.all_input_nodes[0] if dequantized else argument
+        if source.op == "get_attr" and str(source.target).endswith((".weight", ".weight_int8")):
+            return str(source.target).rsplit(".", 1)[0]
+    path = module_path(node)
+    return f"{path} ({node.name})" if path else node.name
+
+
+def attribute(module: torch.nn.Module, name: str) -> torch.Tensor:
+    """The parameter or buffer that a ``get_attr`` node of this target reads."""
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def set_attribute(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
+    """Replaces, or makes, the parameter or buffer of this dotted name; a floating ``nn.Parameter`` stays one."""
+    owner: Any = module
+    *path, last = name.split(".")
+    for part in path:
+        if not hasattr(owner, part):
+            owner.add_module(part, torch.nn.Module())
+        owner = getattr(owner, part)
+    if last in owner._parameters or last in owner._buffers:
+        delattr(owner, last)
+    if isinstance(value, torch.nn.Parameter):
+        owner.register_parameter(last, value)
+    else:
+        owner.register_buffer(last, value)
+
+
+def delete_unused_attributes(module: GraphModule) -> None:
+    """Removes the parameters and buffers that no node reads, so that none is stored."""
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    names += [name for name, _ in module.named_buffers(remove_duplicate=False)]
+    for name in names:
+        if name not in used:
+            owner, _, last = name.rpartition(".")
+            delattr(module.get_submodule(owner), last)
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """The node's shape with the free batch dimension given as -1."""
+    value = node.meta["val"]
+    return tuple(int(size) if isinstance(size, int) else -1 for size in value.shape)
+
+
+def input_node(module: GraphModule) -> Node:
+    """The single input of the graph.
+
+    Raises:
+        SourceError: If the network has more than one input.
+    """
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise SourceError(f"the network has {len(inputs)} inputs; edgekit takes networks with one input")
+    return inputs[0]
+
+
+def output_node(module: GraphModule) -> Node:
+    """The node whose value the graph returns.
+
+    Raises:
+        SourceError: If the network returns anything but one tensor.
+    """
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    returned = output.args[0]
+    while isinstance(returned, (list, tuple)) and len(returned) == 1:
+        returned = returned[0]
+    if not isinstance(returned, Node):
+        raise SourceError("the network must return one tensor; wrap it so that it does")
+    return returned
+
+
+def refresh_shapes(module: GraphModule, example: torch.Tensor) -> None:
+    """Recomputes ``meta["val"]`` of every node after an edit, by running the graph on ``example``."""
+
+    class Recorder(torch.fx.Interpreter):
+        def run_node(self, n: Node) -> Any:
+            result = super().run_node(n)
+            if isinstance(result, torch.Tensor):
+                n.meta["val"] = torch.empty(result.shape, dtype=result.dtype, device="meta")
+            return result
+
+    with torch.no_grad():
+        Recorder(module).run(example)
+
+
+def node_values(module: GraphModule, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Runs the graph and returns the value of every tensor node by its name."""
+    values: dict[str, torch.Tensor] = {}
+
+    class Recorder(torch.fx.Interpreter):
+        def run_node(self, n: Node) -> Any:
+            result = super().run_node(n)
+            if isinstance(result, torch.Tensor) and n.op in ("placeholder", "call_function"):
+                values[n.name] = result
+            return result
+
+    with torch.no_grad():
+        Recorder(module).run(x)
+    return values
+
+
+def save_pt2(program: ExportedProgram, path: Path) -> None:
+    """Writes a program as a compressed ``.pt2`` that holds no pickle and whose bytes depend on its content alone."""
+    raw = io.BytesIO()
+    stripped = copy.copy(program)
+    stripped._example_inputs = None
+    with quiet():
+        torch.export.save(stripped, raw)
+    with atomic_file(path) as partial, zipfile.ZipFile(raw) as source, zipfile.ZipFile(partial, "w") as target:
+        for entry in source.infolist():
+            if ".data/serialization_id" in entry.filename:
+                continue
+            content = b"" if "/sample_inputs/" in entry.filename else source.read(entry)
+            name = "program/" + entry.filename.split("/", 1)[1]
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            target.writestr(info, content, zipfile.ZIP_DEFLATED, 6)
+
+
+def load_pt2(path: Path) -> ExportedProgram:
+    """Loads a ``.pt2`` without ever unpickling.
+
+    ``torch.export.load`` unpickles sample inputs and marked tensors with ``weights_only=False`` (torch 2.13), so a
+    stranger's file could run code. The archive is inspected first: sample inputs are left out, anything else that
+    would be unpickled or evaluated is refused.
+
+    Raises:
+        SourceError: If the file is missing, no ``.pt2``, truncated, or would have to be unpickled.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SourceError(f"{path} does not exist or is no file", "Give the path of a file written by torch.export.save.")
+    safe = io.BytesIO()
+    try:
+        with zipfile.ZipFile(path) as source, zipfile.ZipFile(safe, "w") as target:
+            if (damaged := source.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
+            for entry in source.infolist():
+                content = source.read(entry)
+                _refuse_code(path, entry.filename, content)
+                target.writestr(entry.filename, b"" if "/sample_inputs/" in entry.filename else content)
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise SourceError(
+            f"{path} is damaged or no .pt2 file: {error}", "It may be a truncated download: fetch or write it again."
+        ) from error
+    safe.seek(0)
+    try:
+        with quiet():
+            return torch.export.load(safe)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SourceError(
+            f"{path} is no program that this torch ({torch.__version__}) can load: {first}",
+            "Write it with torch.export.save of the same torch version, or load the model from its source instead.",
+        ) from error
+
+
+def _refuse_code(path: Path, name: str, content: bytes) -> None:
+    """Raises SourceError for an archive member that loading would unpickle or evaluate."""
+    reason = ""
+    inner = name.split("/", 1)[-1]
+    if inner.endswith((".pt", ".pkl", ".pickle")) and "sample_inputs/" not in inner:
+        reason = f"its member {name} is a pickle"
+    elif "/custom_obj_" in name or "/opaque_obj_" in name:
+        reason = f"its member {name} is a pickled object"
+    elif inner.startswith(("data/aotinductor", "data/executorch")):
+        reason = f"its member {name} is compiled code"
+    elif inner.endswith(".json"):
+        try:
+            reason = _unsafe_json(json.loads(content))
+        except ValueError:
+            reason = f"its member {name} is no valid JSON"
+    if reason:
+        raise SourceError(
+            f"{path} is refused: {reason}, and loading it could run code",
+            "If you trust where it came from, load it with torch.export.load in a script of your own, and save it again "
+            "with plain tensors only; or give the model's factory with --weights.",
+        )
+
+
+def _unsafe_json(value: Any) -> str:
+    if isinstance(value, dict):
+        if value.get("use_pickle"):
+            return f"its tensor {value.get('path_name', '?')} is stored as a pickle"
+        expression = value.get("expr_str")
+        if isinstance(expression, str) and not _safe_expression(expression):
+            return f"its shape expression {expression[:60]!r} is more than arithmetic"
+        return next((reason for item in value.values() if (reason := _unsafe_json(item))), "")
+    if isinstance(value, list):
+        return next((reason for item in value if (reason := _unsafe_json(item))), "")
+    return ""
+
+
+def _safe_expression(expression: str) -> bool:
+    calls = re.findall(r"([A-Za-z_]\w*)\s*\(", expression)
+    return (
+        bool(_SAFE_EXPRESSION.match(expression))
+        and "__" not in expression
+        and not re.search(r"[A-Za-z_]\w*\s*\.", expression)
+        and all(_SAFE_CALLS.match(call) for call in calls)
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences torch's notices about its own internals (missing torchvision, deprecations of its own calls)."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,79 @@
+"""Edits of a ``.tflite`` flatbuffer that no converter does for us: metadata, and weights stored in half precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+METADATA_NAME = b"edgekit"
+
+
+def edit_model(content: bytes, *, metadata: str = "", half_weights: bool = False) -> bytes:
+    """Returns the model with edgekit's metadata in it, and its float32 weights as float16 if asked.
+
+    Args:
+        content: A TFLite flatbuffer.
+        metadata: JSON text, stored as a metadata buffer named ``edgekit``; none if empty.
+        half_weights: Store float32 constants as float16 with a DEQUANTIZE before their use, as TFLite's "float16
+            quantization" does; XNNPACK unpacks them when the file is loaded.
+    """
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    if half_weights:
+        for graph in model.subgraphs:
+            _store_half(schema, model, graph)
+    if metadata:
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(metadata.encode("utf-8"), np.uint8)
+        model.buffers.append(buffer)
+        entry = schema.MetadataT()
+        entry.name, entry.buffer = METADATA_NAME, len(model.buffers) - 1
+        kept = [item for item in model.metadata or [] if item.name != METADATA_NAME]
+        model.metadata = [*kept, entry]
+    builder = flatbuffers.Builder(len(content) + len(metadata) + 1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _store_half(schema: Any, model: Any, graph: Any) -> None:
+    code = _operator_code(schema, model, schema.BuiltinOperator.DEQUANTIZE)
+    inserted = []
+    for index, tensor in enumerate(list(graph.tensors)):
+        buffer = model.buffers[tensor.buffer]
+        if tensor.type != schema.TensorType.FLOAT32 or buffer.data is None or len(buffer.data) < 8:
+            continue
+        half = schema.TensorT()
+        half.shape, half.type, half.name = tensor.shape, schema.TensorType.FLOAT16, tensor.name + b"_half"
+        stored = schema.BufferT()
+        values = np.frombuffer(bytes(bytearray(buffer.data)), np.float32).astype(np.float16)
+        stored.data = np.frombuffer(values.tobytes(), np.uint8)
+        model.buffers.append(stored)
+        half.buffer = len(model.buffers) - 1
+        graph.tensors.append(half)
+        tensor.buffer = 0
+        operator = schema.OperatorT()
+        operator.opcodeIndex = code
+        operator.inputs, operator.outputs = [len(graph.tensors) - 1], [index]
+        operator.builtinOptionsType = schema.BuiltinOptions.DequantizeOptions
+        operator.builtinOptions = schema.DequantizeOptionsT()
+        inserted.append(operator)
+    graph.operators = inserted + list(graph.operators)
+    used = {t.buffer for g in model.subgraphs for t in g.tensors} | {item.buffer for item in model.metadata or []}
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
+
+
+def _operator_code(schema: Any, model: Any, builtin: int) -> int:
+    for index, code in enumerate(model.operatorCodes):
+        if code.builtinCode == builtin:
+            return index
+    code = schema.OperatorCodeT()
+    code.builtinCode = builtin
+    code.deprecatedBuiltinCode = min(builtin, 127)
+    code.version = 3  # reads float16
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1

@@ -1,0 +1,86 @@
+"""Passes that several formats need: the float program in its deployed form, and the int8 program in each format's grid."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from edgekit.bundle import Bundle
+from edgekit.compress.rewrite import finish, fold_batch_norm, remove_dropout
+from edgekit.program import aten, attribute, quantized, set_attribute
+
+Q, DQ = quantized.quantize_per_tensor.default, quantized.dequantize_per_tensor.default
+DQ_CHANNEL = quantized.dequantize_per_channel.default
+
+
+def deployed(bundle: Bundle) -> GraphModule:
+    """The bundle's program as every format deploys it: without dropout, batch norms folded into what feeds them."""
+    module = bundle.module()
+    remove_dropout(module)
+    fold_batch_norm(module)
+    return module
+
+
+def round_weights_to_half(module: GraphModule) -> None:
+    """Rounds every float32 weight to float16 and back, in place: what a file with half-precision storage computes."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(torch.float16).to(torch.float32)
+
+
+def expand_weights(module: GraphModule) -> None:
+    """Gives each int8 weight its float form with a quantize node before the dequantize node, in place.
+
+    For converters that want to fold the weights themselves; exact, for quantizing a dequantized weight gives it back.
+    """
+    for node in list(module.graph.nodes):
+        if node.target is DQ_CHANNEL and node.args[0].op == "get_attr":
+            name = f"{node.args[0].target}_expanded"
+            set_attribute(module, name, dequantized_weight(module, node))
+            with module.graph.inserting_before(node):
+                source = module.graph.get_attr(name)
+                q = module.graph.call_function(
+                    quantized.quantize_per_channel.default, (source, *node.args[1:])
+                )
+            source.meta["val"] = q.meta["val"] = node.meta["val"]
+            node.update_arg(0, q)
+    finish(module)
+
+
+def dequantized_weight(module: GraphModule, node: Node) -> torch.Tensor:
+    """The float32 weight that a per-channel dequantize node gives."""
+    values = attribute(module, str(node.args[0].target))  # type: ignore[union-attr]
+    scales = attribute(module, str(node.args[1].target))  # type: ignore[union-attr]
+    return values.to(torch.float32) * scales.view(-1, *[1] * (values.dim() - 1))
+
+
+def strip_quantization(module: GraphModule) -> dict[str, tuple[float, int]]:
+    """Takes every quantize/dequantize pair out, in place, leaving dequantized float weights.
+
+    Returns:
+        Scale and zero point of every tensor that was quantized, by the name of its node.
+    """
+    found: dict[str, tuple[float, int]] = {}
+    for node in list(module.graph.nodes):
+        if node.target is DQ and node.args[0].target is Q:
+            q = node.args[0]
+            found[q.args[0].name] = (float(q.args[1]), int(q.args[2]))
+            node.replace_all_uses_with(q.args[0])
+            module.graph.erase_node(node)
+            if not q.users:
+                module.graph.erase_node(q)
+        elif node.target is DQ_CHANNEL:
+            name = str(node.args[0].target).removesuffix("_int8")
+            set_attribute(module, name, torch.nn.Parameter(dequantized_weight(module, node)))
+            with module.graph.inserting_before(node):
+                source = module.graph.get_attr(name)
+            source.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(source)
+            module.graph.erase_node(node)
+    finish(module)
+    return found
+
+
+def weight_nodes(module: GraphModule) -> list[Node]:
+    """The convolutions and linear layers of a graph, in order."""
+    targets = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
+    return [node for node in module.graph.nodes if node.target in targets]

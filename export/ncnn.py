@@ -1,0 +1,258 @@
+"""ncnn: through ONNX and pnnx; int8 model files are written here, from the bundle's scales."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from edgekit.compress.rewrite import finish, strided_slice_to_pool
+from edgekit.errors import ExportError, UnsupportedOperatorError
+from edgekit.export.exporter import Exporter, Lowered
+from edgekit.export.lowering import (
+    deployed,
+    dequantized_weight,
+    round_weights_to_half,
+    strip_quantization,
+    weight_nodes,
+)
+from edgekit.export.ncnn_model import Layer, read_param, read_weights, write_param, write_weights
+from edgekit.export.onnx import save, to_onnx
+from edgekit.files import atomic_file
+from edgekit.program import attribute, layer_name, quantized
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+    from edgekit.bundle import Bundle
+
+TIMEOUT_S = 1800
+# ncnn's int8 layers take symmetric activations in [-127, 127] (its quantize layer: round(x * scale), no zero point).
+SYMMETRIC_MAX = 127
+# int8_scale_term of ncnn's layers: 1 has scales for weights and input, 101 also for an int8 output.
+SCALES, SCALES_AND_OUTPUT = 1, 101
+
+
+class NcnnExporter(Exporter):
+    """Writes ``.ncnn.param``, ``.ncnn.bin`` and ``.ncnn.json`` (metadata), proved in ncnn."""
+
+    name: ClassVar[str] = "ncnn"
+    runtime: ClassVar[str] = "ncnn"
+    suffix: ClassVar[str] = ".ncnn.param"
+    input_layout: ClassVar[str] = "NCHW"
+
+    def lower(self, bundle: Bundle, precision: str) -> Lowered:
+        module = deployed(bundle)
+        notes = []
+        if precision == "float16":
+            round_weights_to_half(module)
+            notes.append("weights are stored in float16; the CPU computes in float32 unless it has float16 arithmetic")
+        if strided_slice_to_pool(module):
+            notes.append("strided slices are written as max pooling of kernel 1: exact")
+        if precision == "int8":
+            _to_symmetric(module)
+            notes.append(
+                "ncnn has no zero points: activations keep the bundle's ranges on a symmetric grid, which is coarser after "
+                "a ReLU; everything but convolutions and linear layers computes in float"
+            )
+        return Lowered(module, precision, bundle.input_shape, tuple(notes))
+
+    def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:
+        import copy
+
+        module = copy.deepcopy(lowered.module)
+        scales = _input_scales(module) if lowered.precision == "int8" else {}
+        weights = _int8_weights(module) if lowered.precision == "int8" else {}
+        if lowered.precision == "int8":
+            strip_quantization(module)
+        with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+            param, binary = _pnnx(module, lowered, Path(folder))
+            layers = read_param(param)
+            _refuse_unknown(layers, module)
+            if lowered.precision == "int8":
+                read_weights(layers, binary)
+                _quantize_layers(layers, module, weights, scales)
+                write_param(layers, param)
+                write_weights(layers, binary)
+            files = [path, path.with_suffix(".bin"), path.with_suffix(".json")]
+            for source, target in ((param, files[0]), (binary, files[1])):
+                with atomic_file(target) as partial:
+                    partial.write_bytes(source.read_bytes())
+            with atomic_file(files[2]) as partial:
+                partial.write_text(json.dumps(metadata), encoding="utf-8")
+        return files
+
+
+def _pnnx(module: GraphModule, lowered: Lowered, folder: Path) -> tuple[Path, Path]:
+    """Converts a float program with batch 1 by the pnnx program, in its own process and folder."""
+    spec = importlib.util.find_spec("pnnx")
+    if spec is None or spec.origin is None:
+        raise ExportError("pnnx is not installed", "pip install pnnx")
+    save(to_onnx(module, lowered.input_shape, batch=1), folder / "model.onnx")
+    names = {
+        "pnnxparam": "m.pnnx.param", "pnnxbin": "m.pnnx.bin", "pnnxpy": "m_pnnx.py", "pnnxonnx": "m.pnnx.onnx",
+        "ncnnparam": "m.ncnn.param", "ncnnbin": "m.ncnn.bin", "ncnnpy": "m_ncnn.py",
+    }  # fmt: skip
+    command = [
+        str(Path(spec.origin).parent / "pnnx"),
+        "model.onnx",
+        f"inputshape=[1,{','.join(map(str, lowered.input_shape))}]",
+        # Its default is 1, which halves the weights' precision without a word.
+        f"fp16={int(lowered.precision == 'float16')}",
+        *(f"{key}={value}" for key, value in names.items()),
+    ]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ExportError(f"pnnx gave no result in {TIMEOUT_S} s and was stopped") from error
+    param, binary = folder / names["ncnnparam"], folder / names["ncnnbin"]
+    if done.returncode or not param.is_file() or not binary.is_file():
+        how = f"died by signal {-done.returncode}" if done.returncode < 0 else f"failed with exit code {done.returncode}"
+        lines = [line for line in (done.stderr + done.stdout).strip().splitlines() if line.strip()]
+        raise ExportError(f"pnnx {how}: {lines[-1] if lines else 'no message'}", "An operator may have no ncnn form.")
+    return param, binary
+
+
+def _refuse_unknown(layers: list[Layer], module: GraphModule) -> None:
+    """pnnx may exit with 0 and leave operators in the file that ncnn does not have; it keeps their torch names."""
+    import ncnn
+
+    for layer in layers:
+        if _is_known(ncnn, layer.type):
+            continue
+        short = re.split(r"[.:]", layer.type)[-1].lower()
+        suspects = [
+            node
+            for node in module.graph.nodes
+            if node.op == "call_function" and short in str(node.target).lower().replace("_", "")
+            or node.op == "call_function" and short in str(node.target).lower()
+        ]
+        where = f" at {layer_name(suspects[0])} (node {suspects[0].name}, {suspects[0].target})" if suspects else ""
+        raise UnsupportedOperatorError(
+            f"ncnn has no operator {layer.type}{where}",
+            "Write that part of the model with operators that ncnn has, or leave ncnn out of --to.",
+        )
+
+
+def _is_known(ncnn: Any, layer_type: str) -> bool:
+    if hasattr(ncnn, "layer_to_index"):
+        return bool(ncnn.layer_to_index(layer_type) >= 0)
+    return "." not in layer_type and "::" not in layer_type
+
+
+def _to_symmetric(module: GraphModule) -> None:
+    """Moves activations to the grid that ncnn computes on, in place: only what a weight is applied to, symmetric."""
+    pairs = {n: n.args[0] for n in module.graph.nodes if n.target is quantized.dequantize_per_tensor.default}
+    for node, q in pairs.items():
+        source, scale, zero_point = q.args[0], float(q.args[1]), int(q.args[2])
+        into_weights = [user for user in node.users if user in weight_nodes(module) and user.args[0] is node]
+        if into_weights:
+            bounds = (_symmetric_scale(scale, zero_point), 0, -SYMMETRIC_MAX, SYMMETRIC_MAX, q.args[5])
+            with module.graph.inserting_after(node):
+                new_q = module.graph.call_function(quantized.quantize_per_tensor.default, (source, *bounds))
+            with module.graph.inserting_after(new_q):
+                new_dq = module.graph.call_function(quantized.dequantize_per_tensor.default, (new_q, *bounds))
+            new_q.meta["val"], new_dq.meta["val"] = q.meta["val"], node.meta["val"]
+            for user in into_weights:
+                user.update_arg(0, new_dq)
+        node.replace_all_uses_with(source)
+        module.graph.erase_node(node)
+        if not q.users:
+            module.graph.erase_node(q)
+    finish(module)
+
+
+def _symmetric_scale(scale: float, zero_point: int) -> float:
+    """The step of the symmetric grid that covers the same range: its larger end over 127."""
+    return scale * max(127 - zero_point, zero_point + 128) / SYMMETRIC_MAX
+
+
+def _input_scales(module: GraphModule) -> dict[str, float]:
+    """For each quantized convolution or linear layer by node name: ncnn's factor for its input, 1 / step."""
+    scales = {}
+    for node in weight_nodes(module):
+        source = node.args[0]
+        if source.target is quantized.dequantize_per_tensor.default and _weight_dequantize(node) is not None:
+            scales[node.name] = 1.0 / float(source.args[1])
+    return scales
+
+
+def _weight_dequantize(node: Node) -> Node | None:
+    weight = node.args[1]
+    return weight if weight.target is quantized.dequantize_per_channel.default else None
+
+
+def _int8_weights(module: GraphModule) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each quantized layer by node name: its int8 weights, their scales, and the float weights they stand for."""
+    found = {}
+    for node in weight_nodes(module):
+        dequantize = _weight_dequantize(node)
+        if dequantize is not None:
+            values = attribute(module, str(dequantize.args[0].target)).numpy()  # type: ignore[union-attr]
+            scales = attribute(module, str(dequantize.args[1].target)).numpy()  # type: ignore[union-attr]
+            found[node.name] = (values, scales, dequantized_weight(module, dequantize).numpy())
+    return found
+
+
+def _quantize_layers(
+    layers: list[Layer],
+    module: GraphModule,
+    weights: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    scales: dict[str, float],
+) -> None:
+    """Puts int8 weights and scales into the layers that pnnx made in float; the weights tell which is which."""
+    names = {node.name: layer_name(node) for node in module.graph.nodes if node.op == "call_function"}
+    assigned: dict[str, str] = {}
+    for layer in layers:
+        if layer.type not in ("Convolution", "ConvolutionDepthWise", "InnerProduct"):
+            continue
+        for name, (values, weight_scale, floats) in weights.items():
+            if name in assigned or name not in scales or floats.size != layer.arrays[0].size:
+                continue
+            if not np.array_equal(floats.reshape(-1), layer.arrays[0]):
+                continue
+            assigned[name] = layer.name
+            layer.params[8] = str(SCALES)
+            # ncnn multiplies to quantize, so it stores 1 / step.
+            layer.arrays[0] = values.reshape(-1)
+            layer.arrays.append((1.0 / weight_scale.astype(np.float64)).astype("<f4"))
+            layer.arrays.append(np.array([scales[name]], "<f4"))
+            break
+    missing = [names[name] for name in weights if name not in assigned and name in scales]
+    if missing:
+        raise ExportError(
+            f"ncnn's converter changed the weights of {', '.join(missing[:5])}, so their int8 form can't be placed",
+            "Please report this network; its float32 export is not affected.",
+        )
+    _keep_int8_between(layers)
+
+
+def _keep_int8_between(layers: list[Layer]) -> None:
+    """Lets a quantized layer hand int8 to the next one where nothing stands between them.
+
+    The values are the same as when the next layer quantizes them itself, but nothing passes through float.
+    """
+    readers: dict[str, list[Layer]] = {}
+    for layer in layers:
+        for blob in layer.inputs:
+            readers.setdefault(blob, []).append(layer)
+    for layer in layers:
+        if layer.params.get(8) != str(SCALES) or layer.type not in ("Convolution", "ConvolutionDepthWise"):
+            continue
+        after = readers.get(layer.outputs[0], [])
+        if len(after) == 1 and after[0].type in ("Convolution", "ConvolutionDepthWise") and 8 in after[0].params:
+            layer.params[8] = str(SCALES_AND_OUTPUT)
+            layer.arrays.append(_input_scale_of(after[0]))
+
+
+def _input_scale_of(layer: Layer) -> np.ndarray:
+    bias = layer.integer(5)
+    return layer.arrays[2 + bias]
+
+

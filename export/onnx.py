@@ -1,0 +1,213 @@
+"""ONNX: through torch.onnx (dynamo), quantized programs as Q/DQ that ONNX Runtime fuses into integer operators."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from edgekit.errors import ExportError, UnsupportedOperatorError
+from edgekit.export.exporter import Exporter, Lowered
+from edgekit.export.lowering import deployed, round_weights_to_half
+from edgekit.files import atomic_file
+from edgekit.program import export_program, layer_name, quiet
+
+if TYPE_CHECKING:
+    import onnx
+    from torch.fx import GraphModule
+
+    from edgekit.bundle import Bundle
+
+# onnx 1.23 writes IR version 14 by default, ONNX Runtime 1.31 reads 13 at most; 10 is read since 1.18 (2024), so by phones.
+IR_VERSION = 10
+OPSET = 20
+INPUT, OUTPUT = "input", "output"
+# torch.onnx writes where each node came from into the file: as large as a small network's weights.
+_INT32 = np.iinfo(np.int32)
+
+
+class OnnxExporter(Exporter):
+    """Writes ``.onnx`` with a free batch dimension, proved in ONNX Runtime."""
+
+    name: ClassVar[str] = "onnx"
+    runtime: ClassVar[str] = "onnxruntime"
+    suffix: ClassVar[str] = ".onnx"
+    input_layout: ClassVar[str] = "NCHW"
+
+    def lower(self, bundle: Bundle, precision: str) -> Lowered:
+        module = deployed(bundle)
+        notes: tuple[str, ...] = ()
+        if precision == "float16":
+            round_weights_to_half(module)
+            notes = ("weights are stored in float16; ONNX Runtime's CPU provider computes in float32",)
+        if precision == "int8":
+            notes = ("activations are written as uint8 (zero point + 128): the same values, faster on x86",)
+        return Lowered(module, precision, bundle.input_shape, notes)
+
+    def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:
+        model = to_onnx(lowered.module, lowered.input_shape)
+        if lowered.precision == "int8":
+            activations_to_uint8(model)
+            biases_to_int32(model)
+        if lowered.precision == "float16":
+            weights_to_half(model)
+        model.metadata_props.add(key="edgekit", value=json.dumps(metadata))
+        save(model, path)
+        return [path]
+
+
+def to_onnx(module: GraphModule, input_shape: tuple[int, ...], *, batch: int | None = None) -> onnx.ModelProto:
+    """A program as an ONNX model.
+
+    Args:
+        module: The program in ATen training IR.
+        input_shape: Shape of one input without the batch.
+        batch: A fixed batch, or None for a free one.
+
+    Raises:
+        UnsupportedOperatorError: If ONNX has no form of an operator; it is named with its layer.
+    """
+    import onnx
+
+    example = torch.zeros(batch or 2, *input_shape)
+    with quiet(), torch.no_grad():
+        if batch is None:
+            program = export_program(module, input_shape, origin="the lowered program")
+        else:
+            program = torch.export.export(module, (example,))
+        try:
+            exported = torch.onnx.export(
+                program, (example,), dynamo=True, verbose=False, opset_version=OPSET, input_names=[INPUT],
+                output_names=[OUTPUT], external_data=False,
+            )  # fmt: skip
+        except Exception as error:
+            raise _unsupported(module, error) from error
+    if exported is None:
+        raise ExportError("torch.onnx.export gave no model")
+    model: onnx.ModelProto = exported.model_proto
+    model.ir_version = IR_VERSION
+    model.producer_name = "edgekit"
+    model.doc_string = ""
+    _strip_origins(model)
+    return model
+
+
+def _unsupported(module: GraphModule, error: Exception) -> ExportError:
+    """Names the operator that torch.onnx has no translation for."""
+    text = str(error.__cause__ or error)
+    for node in module.graph.nodes:
+        if node.op == "call_function" and str(node.target) in text:
+            return UnsupportedOperatorError(
+                f"ONNX export refuses the operator {node.target} at {layer_name(node)} (node {node.name})",
+                "Write that part of the model with operators that ONNX has, or leave ONNX out of --to.",
+            )
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return ExportError(f"torch.onnx.export failed: {first}")
+
+
+def _strip_origins(model: onnx.ModelProto) -> None:
+    del model.functions[:]
+    graph = model.graph
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    del model.metadata_props[:]
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Checks a model and writes it in one piece."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the ONNX model is not valid: {error}") from error
+    with atomic_file(path) as partial:
+        partial.write_bytes(model.SerializeToString())
+
+
+def activations_to_uint8(model: onnx.ModelProto) -> None:
+    """Moves int8 activations to uint8: the zero point and every value grow by 128, so nothing else changes.
+
+    ONNX Runtime's x86 kernels (VPMADDUBSW, VPDPBUSD) multiply unsigned activations with signed weights; signed
+    activations make them nearly as slow as float.
+    """
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    produced = {name for node in model.graph.node for name in node.output} | {i.name for i in model.graph.input}
+    moved: dict[int, str] = {}
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3 or node.input[0] not in produced:
+            continue
+        zero_point = numpy_helper.to_array(constants[node.input[2]])
+        if zero_point.dtype != np.int8 or zero_point.ndim:
+            continue
+        value = int(zero_point) + 128
+        if value not in moved:
+            moved[value] = f"zero_point_uint8_{value}"
+            model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.uint8), moved[value]))
+        node.input[2] = moved[value]
+    _drop_unused(model)
+
+
+def biases_to_int32(model: onnx.ModelProto) -> None:
+    """Stores each bias as int32 with scale s_x s_w: the form that integer kernels add before they rescale.
+
+    A bias that does not fit (its scale is tiny against it) stays in float.
+    """
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    producer = {name: node for node in model.graph.node for name in node.output}
+    for node in list(model.graph.node):
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        x, w = producer.get(node.input[0]), producer.get(node.input[1])
+        if x is None or w is None or x.op_type != "DequantizeLinear" or w.op_type != "DequantizeLinear":
+            continue
+        name = node.input[2]
+        bias = numpy_helper.to_array(constants[name]).astype(np.float64)
+        # The product in float32, as runtimes form it.
+        scale = numpy_helper.to_array(constants[x.input[1]]) * numpy_helper.to_array(constants[w.input[1]])
+        rounded = np.round(bias / scale.astype(np.float64))
+        if bias.dtype.kind != "f" or np.abs(rounded).max(initial=0) > _INT32.max:
+            continue
+        zeros = np.zeros(scale.shape, np.int32)
+        for suffix, array in (("_int32", rounded.astype(np.int32)), ("_scale", scale.astype(np.float32)), ("_zero", zeros)):
+            model.graph.initializer.append(numpy_helper.from_array(array, name + suffix))
+        inputs = [f"{name}_int32", f"{name}_scale", f"{name}_zero"]
+        dequantize = helper.make_node("DequantizeLinear", inputs, [f"{name}_dequantized"], axis=0)
+        model.graph.node.insert(list(model.graph.node).index(node), dequantize)
+        node.input[2] = f"{name}_dequantized"
+    _drop_unused(model)
+
+
+def weights_to_half(model: onnx.ModelProto) -> None:
+    """Stores float32 weights as float16 with a cast behind them, which ONNX Runtime folds when it loads the file."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in list(model.graph.initializer):
+        array = numpy_helper.to_array(tensor)
+        if array.dtype != np.float32 or array.ndim == 0:
+            continue
+        half = numpy_helper.from_array(array.astype(np.float16), f"{tensor.name}_half")
+        casts.append(helper.make_node("Cast", [half.name], [tensor.name], to=TensorProto.FLOAT))
+        model.graph.initializer.remove(tensor)
+        model.graph.initializer.append(half)
+    for cast in reversed(casts):
+        model.graph.node.insert(0, cast)
+
+
+def _drop_unused(model: onnx.ModelProto) -> None:
+    used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    for tensor in list(model.graph.initializer):
+        if tensor.name not in used:
+            model.graph.initializer.remove(tensor)

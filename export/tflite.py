@@ -1,0 +1,95 @@
+"""TFLite: through litert-torch in a child process, quantized programs as full-integer models with int8 in and out."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgekit.compress.rewrite import global_pool_to_mean
+from edgekit.errors import ExportError, MissingDependencyError, UnsupportedOperatorError
+from edgekit.export.exporter import Exporter, Lowered
+from edgekit.export.flatbuffer import edit_model
+from edgekit.export.lowering import deployed, expand_weights, round_weights_to_half
+from edgekit.files import atomic_file
+from edgekit.program import export_program, layer_name, save_pt2
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+    from edgekit.bundle import Bundle
+
+# MobileNetV2 takes some 20 s; a converter that hangs must not hang the command.
+TIMEOUT_S = 1800
+
+
+class TfliteExporter(Exporter):
+    """Writes ``.tflite`` with NHWC input and batch 1, proved in LiteRT."""
+
+    name: ClassVar[str] = "tflite"
+    runtime: ClassVar[str] = "tflite"
+    suffix: ClassVar[str] = ".tflite"
+    input_layout: ClassVar[str] = "NHWC"
+
+    def lower(self, bundle: Bundle, precision: str) -> Lowered:
+        if importlib.util.find_spec("litert_torch") is None:
+            raise MissingDependencyError("litert-torch", "tflite", "TFLite export")
+        module = deployed(bundle)
+        notes = ["the input is NHWC"] if len(bundle.input_shape) == 3 else []
+        # TFLite's int8 pooling demands the same scale in and out; its mean does not. Exact in float.
+        global_pool_to_mean(module)
+        if precision == "float16":
+            round_weights_to_half(module)
+            notes.append("weights are stored in float16; XNNPACK computes in float32 on x86")
+        if precision == "int8":
+            notes.append("input and output are int8, with the scales that the bundle gives them")
+        return Lowered(module, precision, bundle.input_shape, tuple(notes))
+
+    def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:
+        module = lowered.module
+        if lowered.precision == "int8":
+            import copy
+
+            module = copy.deepcopy(module)
+            expand_weights(module)
+        content = _convert(module, lowered)
+        content = edit_model(content, metadata=json.dumps(metadata), half_weights=lowered.precision == "float16")
+        with atomic_file(path) as partial:
+            partial.write_bytes(content)
+        return [path]
+
+
+def _convert(module: GraphModule, lowered: Lowered) -> bytes:
+    """Runs the converter in a process of its own: it is native code, brings jax along, and prints."""
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        source, target = Path(folder, "program.pt2"), Path(folder, "model.tflite")
+        save_pt2(export_program(module, lowered.input_shape, origin="the lowered program"), source)
+        command = [sys.executable, "-m", "edgekit.export.tflite_converter", str(source), str(target)]
+        if lowered.precision == "int8":
+            command.append("--int8")
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(f"the TFLite converter gave no result in {TIMEOUT_S} s and was stopped") from error
+        if done.returncode or not target.is_file():
+            raise _failure(module, done)
+        return target.read_bytes()
+
+
+def _failure(module: GraphModule, done: subprocess.CompletedProcess[str]) -> ExportError:
+    text = done.stderr + done.stdout
+    for node in module.graph.nodes:
+        short = str(node.target).removesuffix(".default")
+        if node.op == "call_function" and f"{short}" in text and "not implemented" in text.lower():
+            return UnsupportedOperatorError(
+                f"TFLite export refuses the operator {node.target} at {layer_name(node)} (node {node.name})",
+                "Write that part of the model with operators that TFLite has, or leave TFLite out of --to.",
+            )
+    lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+    reason = f"died by signal {-done.returncode}" if done.returncode < 0 else "failed"
+    last = lines[-1].strip() if lines else "no message"
+    return ExportError(f"the TFLite converter {reason}: {last}", "The operator may have no TFLite form; see the message.")
