@@ -1,1 +1,46 @@
-"""edgekit takes a trained model and turns it into files that run, small and fast, on phones and edge devices."""
+"""edgekit takes a trained model and turns it into files that run, small and fast, on phones and edge devices.
+
+    import edgekit
+
+    bundle = edgekit.load("zoo:digits-cnn")
+    small = edgekit.compress(bundle, ["prune-channels:macs=0.5", "quantize"], "digits", output="small")
+    files = edgekit.export(small, ["onnx", "tflite", "ncnn"])
+    print(edgekit.bench([file.path for file in files]))
+
+Every name is imported when it is first used, so ``import edgekit`` is light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgekit.benchmark import bench
+    from edgekit.bundle import Bundle
+    from edgekit.data.references import load_data
+    from edgekit.export.run import verify
+    from edgekit.sources.load import load
+
+# compress and export are the rooms themselves, which can be called.
+_PLACES = {
+    "Bundle": "edgekit.bundle:Bundle",
+    "load": "edgekit.sources.load:load",
+    "load_data": "edgekit.data.references:load_data",
+    "compress": "edgekit.compress",
+    "export": "edgekit.export",
+    "verify": "edgekit.export.run:verify",
+    "bench": "edgekit.benchmark:bench",
+}
+
+
+def __getattr__(name: str) -> Any:
+    place = _PLACES.get(name)
+    if place is None:
+        raise AttributeError(f"module 'edgekit' has no attribute {name!r}")
+    module, _, attribute = place.partition(":")
+    loaded = importlib.import_module(module)
+    return getattr(loaded, attribute) if attribute else loaded
+
+
+__all__ = ["Bundle", "bench", "compress", "export", "load", "load_data", "verify"]  # noqa: F822

@@ -1,0 +1,145 @@
+"""Small seeded networks, one for each feature of a graph that a pass has to get right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+INPUT_SHAPE = (3, 16, 16)
+CLASSES = 7
+
+
+class Plain(nn.Module):
+    """Convolution, batch norm, pooling, flatten, two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.conv2, self.bn2 = nn.Conv2d(12, 20, 3, padding=1), nn.BatchNorm2d(20)
+        self.hidden, self.head = nn.Linear(20 * 4 * 4, 24), nn.Linear(24, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
+        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
+        return self.head(F.relu(self.hidden(x.flatten(1))))
+
+
+class Residual(nn.Module):
+    """A projection and a parameter-free shortcut: strided slice and channel padding, as in CIFAR ResNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.conv1, self.bn1 = nn.Conv2d(12, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.conv2, self.bn2 = nn.Conv2d(12, 20, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(20)
+        self.head = nn.Linear(20, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn0(self.stem(x)))
+        x = F.relu(self.bn1(self.conv1(x)) + x)
+        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        x = F.relu(self.bn2(self.conv2(x)) + shortcut)
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class Concat(nn.Module):
+    """Two branches side by side, as in SqueezeNet and Inception."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 10, 3, padding=1)
+        self.left, self.right = nn.Conv2d(10, 8, 1), nn.Conv2d(10, 12, 3, padding=1)
+        self.mix, self.head = nn.Conv2d(20, 16, 1), nn.Linear(16, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        x = torch.cat([F.relu(self.left(x)), F.relu(self.right(x))], 1)
+        return self.head(F.relu(self.mix(x)).mean((2, 3)))
+
+
+class Depthwise(nn.Module):
+    """An inverted residual with ReLU6, as in MobileNetV2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.expand, self.bn1 = nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24)
+        self.depthwise, self.bn2 = nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), nn.BatchNorm2d(24)
+        self.project, self.bn3 = nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.dropout, self.head = nn.Dropout(0.2), nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu6(self.bn0(self.stem(x)))
+        y = F.relu6(self.bn1(self.expand(x)))
+        y = F.relu6(self.bn2(self.depthwise(y)))
+        x = x + self.bn3(self.project(y))
+        return self.head(self.dropout(F.adaptive_avg_pool2d(x, 1).flatten(1)))
+
+
+class Grouped(nn.Module):
+    """A grouped convolution with channels in and out that are coupled across its groups, as in ResNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.grouped, self.bn1 = nn.Conv2d(16, 24, 3, padding=1, groups=4, bias=False), nn.BatchNorm2d(24)
+        self.mix, self.head = nn.Conv2d(24, 12, 1), nn.Linear(12, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.grouped(F.relu(self.bn0(self.stem(x))))))
+        return self.head(F.avg_pool2d(F.relu(self.mix(x)), 16).view(x.shape[0], -1))
+
+
+class InPlace(nn.Module):
+    """In-place activations and a functional convolution, as users write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(10, 3, 3, 3))
+        self.body = nn.Sequential(nn.BatchNorm2d(10), nn.ReLU(inplace=True), nn.Conv2d(10, 12, 3, padding=1), nn.ReLU(inplace=True))
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(F.conv2d(x, self.weight, padding=1))
+        return self.head(x.mean((2, 3)))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "plain": Plain,
+    "residual": Residual,
+    "concat": Concat,
+    "depthwise": Depthwise,
+    "grouped": Grouped,
+    "in-place": InPlace,
+}
+"""Every network by the feature that it stands for; tests run over all of them."""
+
+
+def make(name: str, seed: int = 0) -> nn.Module:
+    """A network with seeded weights and batch-norm statistics that are not trivial, in evaluation."""
+    generator = torch.Generator().manual_seed(seed)
+    network = NETWORKS[name]()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.2, generator=generator)
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.normal_(0, 0.2, generator=generator)
+                module.running_var.uniform_(0.5, 2.0, generator=generator)
+        for parameter in network.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, (2.0 / parameter[0].numel()) ** 0.5, generator=generator)
+            elif parameter.dim() == 1 and parameter.shape[0] == CLASSES:
+                parameter.normal_(0, 0.1, generator=generator)
+    return network.eval()
+
+
+def images(count: int, seed: int = 1) -> torch.Tensor:
+    """Smooth seeded inputs, shape (count, 3, 16, 16): noise would hide errors of layout and order."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, 4, 4, generator=generator)
+    return F.interpolate(coarse, size=INPUT_SHAPE[1:], mode="bilinear")

@@ -1,0 +1,221 @@
+"""Channel pruning against an independent reference: the whole network with the cut channels set to zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgekit.compress.prune.channels import PruneChannels, prune
+from edgekit.compress.prune.flow import Flow, Labels, analyse
+from edgekit.compress.prune.importance import class_scores, slice_norms
+from edgekit.compress.prune.rules import RULES, rule
+from edgekit.compress.prune.selection import select
+from edgekit.compress.prune.surgery import cut
+from edgekit.cost import cost_of
+from edgekit.errors import StepError
+from edgekit.program import attribute, export_program, trainable
+from edgekit.testing import networks
+
+
+def _silence(module: torch.fx.GraphModule, flow: Flow, removed: set[int]) -> None:
+    """Makes the removed channels zero wherever they are made, without changing a shape."""
+    for slot in flow.slots:
+        gone = np.isin(flow.roots(slot.ids), list(removed))
+        if slot.role == "in":
+            continue
+        with torch.no_grad():
+            value = attribute(module, slot.parameter)
+            index = [slice(None)] * value.dim()
+            index[slot.dim] = torch.from_numpy(np.flatnonzero(gone))
+            is_variance = slot.parameter.endswith("running_var")
+            value[tuple(index)] = 1.0 if is_variance else 0.0
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_pruned_network_equals_the_whole_one_with_those_channels_at_zero(name: str, share: float) -> None:
+    program = export_program(networks.make(name), networks.INPUT_SHAPE)
+    x = networks.images(4)
+
+    whole = trainable(program)
+    flow = analyse(whole, RULES)
+    costs = _macs_by_weight(whole)
+    selection = select(flow, class_scores(flow, "l2"), costs, goal=share)
+    assert selection.removed
+    _silence(whole, flow, selection.removed)
+    expected = whole(x)
+
+    pruned = trainable(program)
+    again = analyse(pruned, RULES)
+    cut(again, select(again, class_scores(again, "l2"), costs, goal=share).removed)
+    # Sums run over fewer terms: float32 rounding of values of order 1.
+    torch.testing.assert_close(pruned(x), expected, rtol=1e-4, atol=1e-5)
+
+    before, after = cost_of(trainable(program)), cost_of(trainable(export_program(pruned, networks.INPUT_SHAPE)))
+    assert after.macs <= share * before.macs
+    assert after.parameters < before.parameters
+    assert selection.fraction == pytest.approx(after.macs / before.macs, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_pruned_program_trains_and_is_pruned_again(name: str) -> None:
+    module = trainable(export_program(networks.make(name), networks.INPUT_SHAPE))
+    prune(module, PruneChannels(macs=0.6, epochs=0))
+    again = trainable(export_program(module, networks.INPUT_SHAPE))
+    again(networks.images(2)).sum().backward()
+    assert all(p.grad is not None for p in again.parameters())
+    prune(again, PruneChannels(macs=0.6, epochs=0))
+    assert again(networks.images(2)).shape == (2, networks.CLASSES)
+
+
+def _macs_by_weight(module: torch.fx.GraphModule) -> dict[str, float]:
+    macs = {layer.name: layer.macs for layer in cost_of(module).layers}
+    return {str(n.args[1].target): macs[n.name] for n in module.graph.nodes if macs.get(n.name)}
+
+
+def test_residual_addition_couples_both_branches() -> None:
+    flow = analyse(trainable(export_program(networks.make("residual"), networks.INPUT_SHAPE)), RULES)
+    slots = {(slot.parameter, slot.dim): flow.roots(slot.ids) for slot in flow.slots}
+    np.testing.assert_array_equal(slots["stem.weight", 0], slots["conv1.weight", 0])
+    # 4 padded zeros on each side of the 12 channels of the shortcut
+    np.testing.assert_array_equal(slots["conv2.weight", 0][4:16], slots["conv1.weight", 0])
+
+
+def test_grouped_convolution_keeps_its_groups_equal() -> None:
+    module = trainable(export_program(networks.make("grouped"), networks.INPUT_SHAPE))
+    prune(module, PruneChannels(macs=0.5, epochs=0))
+    weight = module.grouped.weight
+    assert module.stem.weight.shape[0] == weight.shape[1] * 4
+    assert weight.shape[0] % 4 == 0
+
+
+def test_depthwise_convolution_follows_its_input() -> None:
+    module = trainable(export_program(networks.make("depthwise"), networks.INPUT_SHAPE))
+    prune(module, PruneChannels(macs=0.5, epochs=0))
+    assert module.depthwise.weight.shape[0] == module.expand.weight.shape[0] == module.project.weight.shape[1] < 24
+
+
+def test_operator_without_a_rule_is_a_barrier_that_is_named() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.third, self.head = nn.Conv2d(8, 12, 3, padding=1), nn.Linear(12, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.cumsum(self.second(self.first(x)), dim=1)
+            return self.head(self.third(x).mean((2, 3)))
+
+    torch.manual_seed(0)
+    module = trainable(export_program(Odd(), networks.INPUT_SHAPE))
+    flow = prune(module, PruneChannels(macs=0.8, epochs=0))
+    assert [barrier.operator for barrier in flow.barriers] == ["aten.cumsum.default"]
+    assert module.second.weight.shape[0] == 8, "what the barrier reads must stay whole"
+    assert module.first.weight.shape[0] < 8
+
+
+def test_a_rule_of_the_user_lifts_the_barrier() -> None:
+    class Flip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.flip(self.first(x), [3]).mean((2, 3)))
+
+    program = export_program(Flip(), networks.INPUT_SHAPE)
+    with pytest.raises(StepError, match=r"aten\.flip"):
+        prune(trainable(program), PruneChannels(macs=0.5, epochs=0))
+    target = torch.ops.aten.flip.default
+    try:
+        rule(target)(lambda flow, node: flow.labels(node.args[0]))
+        module = trainable(program)
+        prune(module, PruneChannels(macs=0.5, epochs=0))
+        assert module.first.weight.shape[0] == 8
+    finally:
+        RULES.pop(target, None)
+
+
+def test_channel_shuffle_split_and_slice_are_followed() -> None:
+    class Shuffle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.grouped = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1, groups=2)
+            self.left, self.right = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+            self.tail, self.head = nn.Conv2d(6, 10, 1), nn.Linear(10, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.grouped(torch.relu(self.stem(x))))
+            n, c, h, w = x.shape
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+            a, b = x.chunk(2, 1)
+            x = torch.relu(self.left(a) + self.right(b))
+            return self.head(torch.relu(self.tail(x[:, 1:7])).mean((2, 3)))
+
+    torch.manual_seed(3)
+    network = Shuffle().eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    program = export_program(network, networks.INPUT_SHAPE)
+    whole = trainable(program)
+    flow = analyse(whole, RULES)
+    selection = select(flow, class_scores(flow, "l1"), _macs_by_weight(whole), goal=0.6)
+    _silence(whole, flow, selection.removed)
+    pruned = trainable(program)
+    flow = analyse(pruned, RULES)
+    assert not flow.barriers
+    cut(flow, select(flow, class_scores(flow, "l1"), _macs_by_weight(whole), goal=0.6).removed)
+    x = networks.images(3)
+    torch.testing.assert_close(pruned(x), whole(x), rtol=1e-4, atol=1e-5)
+
+
+def test_norms_against_numpy() -> None:
+    weight = np.random.default_rng(0).normal(size=(5, 4, 3, 3)).astype(np.float32)
+    np.testing.assert_allclose(slice_norms(weight, 1, "l1"), [np.abs(weight[:, i]).sum() for i in range(4)], rtol=1e-6)
+    np.testing.assert_allclose(slice_norms(weight, 0, "l2"), [np.linalg.norm(weight[i]) for i in range(5)], rtol=1e-6)
+
+
+def test_the_weakest_filter_goes_first_whatever_batch_norm_hides() -> None:
+    """A filter of large weights behind a batch norm of small scale is weak in what is deployed."""
+    torch.manual_seed(0)
+    network = networks.make("plain")
+    with torch.no_grad():
+        network.conv1.weight[3] *= 100
+        network.bn1.weight[3] = 1e-6
+        network.bn1.bias[3] = 0
+        network.bn1.running_var.fill_(1)
+    module = trainable(export_program(network, networks.INPUT_SHAPE))
+    flow = analyse(module, RULES)
+    scores = class_scores(flow, "l2")
+    roots = next(flow.roots(s.ids) for s in flow.slots if s.parameter == "conv1.weight" and s.dim == 0)
+    own = [scores[int(root)] for root in roots]
+    assert int(np.argmin(own)) == 3
+
+
+def test_layer_scope_cuts_every_group_by_the_same_share() -> None:
+    module = trainable(export_program(networks.make("concat"), networks.INPUT_SHAPE))
+    prune(module, PruneChannels(macs=0.3, scope="layer", epochs=0))
+    kept = [module.stem.weight.shape[0] / 10, module.left.weight.shape[0] / 8, module.right.weight.shape[0] / 12]
+    assert max(kept) - min(kept) < 0.2
+
+
+def test_unreachable_goal_and_wrong_settings_are_refused() -> None:
+    module = trainable(export_program(networks.make("plain"), networks.INPUT_SHAPE))
+    with pytest.raises(StepError, match="can be cut down to"):
+        prune(module, PruneChannels(macs=0.01, floor=0.5, epochs=0))
+    with pytest.raises(ValueError, match="exactly one goal"):
+        PruneChannels(macs=0.5, ratio=0.5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        PruneChannels(macs=1.5)
+
+
+def test_labels_hold_one_identity_per_channel() -> None:
+    flow = Flow(trainable(export_program(networks.make("plain"), networks.INPUT_SHAPE)))
+    labels = Labels(1, flow.fresh(3))
+    flow.unite(labels.ids[:1], labels.ids[2:])
+    assert flow.find(0) == flow.find(2) != flow.find(1)
+    flow.freeze(Labels(1, labels.ids[2:]))
+    assert flow.is_frozen(flow.find(0))
+    assert not flow.is_frozen(flow.find(1))
