@@ -87,7 +87,7 @@ def strided_slice_to_pool(module: GraphModule) -> int:
     """
     changed = 0
     for node in list(module.graph.nodes):
-        if node.target is not aten.slice.Tensor or not _strides_space(node):
+        if node.target is not aten.slice.Tensor or not _strides_space(node) or _meets_its_pair(node):
             continue
         first, strides, source = node, [1, 1], node.args[0]
         strides[node.args[1] - 2] = node.args[4]
@@ -128,6 +128,12 @@ def _covers(node: Node) -> bool:
     kernel = [int(k) for k in node.args[1]] * (2 if len(node.args[1]) == 1 else 1)
     padded = len(node.args) > 3 and any(node.args[3])
     return tuple(kernel) == shape_of(node.args[0])[2:] and not padded and len(node.args) <= 6
+
+
+def _meets_its_pair(node: Node) -> bool:
+    """Whether a slice is only read by one over the other dimension, which will take it along."""
+    users = list(node.users)
+    return len(users) == 1 and users[0].target is aten.slice.Tensor and _strides_space(users[0]) and users[0].args[1] != node.args[1]
 
 
 def _strides_space(node: Node) -> bool:

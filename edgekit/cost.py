@@ -1,0 +1,211 @@
+"""What a program costs: parameters, bytes, multiply-accumulates and memory accesses, per layer and in total.
+
+Convention, for one input (batch 1): one MAC is one multiply-add of a convolution, a linear layer or a matrix product;
+biases, batch norm, activations, pooling and additions count none. Memory access is the number of elements read and
+written: inputs, output and weights of each operator (Ma et al., "ShuffleNet V2", ECCV 2018, section 2, equation 1).
+Operators that move no data of their own (views, quantize and dequantize nodes, dropout) cost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from edgekit.program import aten, attribute, layer_name, quantized, shape_of, trainable
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """The cost of one operator.
+
+    Attributes:
+        name: Its node in the program.
+        path: The layer's name in the user's modules.
+        op: The ATen operator.
+        parameters: Elements of its weights (for a quantized one too; scales and zero points are not counted).
+        bytes: What its weights take as they are stored, scales included.
+        macs: Multiply-accumulates for one input.
+        memory_access: Elements read and written for one input.
+        output_shape: With the batch given as -1.
+    """
+
+    name: str
+    path: str
+    op: str
+    parameters: int
+    bytes: int
+    macs: int
+    memory_access: int
+    output_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a program.
+
+    Attributes:
+        layers: In the order of the program.
+        parameters: Total; a weight used twice counts once.
+        bytes: Total, likewise.
+        macs: Total for one input.
+        memory_access: Total for one input.
+        uncounted: Operators without a rule, whose MACs are missing in the total.
+    """
+
+    layers: tuple[LayerCost, ...]
+    parameters: int
+    bytes: int
+    macs: int
+    memory_access: int
+    uncounted: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+MacsRule = Callable[[Node], int]
+MACS: dict[Any, MacsRule] = {}
+"""The MACs of each operator that multiplies; :func:`rule` adds one."""
+
+
+def rule(*targets: Any) -> Callable[[MacsRule], MacsRule]:
+    """Registers how an operator's MACs are counted."""
+
+    def register(function: MacsRule) -> MacsRule:
+        for target in targets:
+            MACS[target] = function
+        return function
+
+    return register
+
+
+@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+def convolution(node: Node) -> int:
+    """Each output element is a sum over in / groups × kernel."""
+    weight = _value(node.args[1]).shape
+    return _elements(node) * math.prod(weight[1:])
+
+
+@rule(aten.conv_transpose2d.input)
+def transposed_convolution(node: Node) -> int:
+    """Each input element is spread over out / groups × kernel."""
+    weight = _value(node.args[1]).shape
+    return _elements(node.args[0]) * math.prod(weight[1:])
+
+
+@rule(aten.linear.default)
+def linear(node: Node) -> int:
+    """Each output element is a sum over the input features."""
+    return _elements(node) * int(_value(node.args[1]).shape[-1])
+
+
+@rule(aten.matmul.default, aten.bmm.default, aten.mm.default)
+def matrix_product(node: Node) -> int:
+    """Each output element is a sum over the shared dimension."""
+    return _elements(node) * int(_value(node.args[0]).shape[-1])
+
+
+@rule(aten.addmm.default)
+def matrix_product_and_sum(node: Node) -> int:
+    """As a matrix product of its second and third input."""
+    return _elements(node) * int(_value(node.args[1]).shape[-1])
+
+
+_MOVES_NOTHING = {
+    aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.dim, aten.squeeze.dims,
+    aten.unsqueeze.default, aten.permute.default, aten.transpose.int, aten.dropout.default, aten.contiguous.default,
+    aten.detach.default, aten.sym_size.int, aten.expand.default, quantized.quantize_per_tensor.default,
+    quantized.dequantize_per_tensor.default, quantized.quantize_per_channel.default,
+    quantized.dequantize_per_channel.default,
+}  # fmt: skip
+# Known to multiply nothing; whatever is in none of these tables is reported as uncounted.
+_NO_MACS = {
+    aten.batch_norm.default, aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default,
+    aten.leaky_relu.default, aten.elu.default, aten.gelu.default, aten.silu.default, aten.sigmoid.default,
+    aten.tanh.default, aten.hardswish.default, aten.hardsigmoid.default, aten.softmax.int, aten.add.Tensor,
+    aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.cat.default, aten.pad.default, aten.slice.Tensor,
+    aten.mean.dim, aten.sum.dim_IntList, aten.max_pool2d.default, aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default, aten.layer_norm.default, aten.chunk.default, aten.split.Tensor,
+    aten.split_with_sizes.default, aten.clone.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
+}  # fmt: skip
+
+
+def cost_of(program: ExportedProgram | GraphModule) -> Cost:
+    """Counts a program, float or quantized.
+
+    Args:
+        program: In ATen training IR, its nodes with ``meta["val"]``.
+    """
+    module = trainable(program) if isinstance(program, ExportedProgram) else program
+    layers, uncounted = [], []
+    counted: set[str] = set()
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target in _MOVES_NOTHING or not hasattr(node.target, "_schema"):
+            continue
+        stored = _stored(node)
+        parameters = sum(attribute(module, name).numel() for name, is_weight in stored if is_weight and name not in counted)
+        size = sum(attribute(module, name).nbytes for name, _ in stored if name not in counted)
+        counted.update(name for name, _ in stored)
+        macs_rule = MACS.get(node.target)
+        if macs_rule is None and node.target not in _NO_MACS:
+            uncounted.append(f"{node.target} at {layer_name(node)}")
+        inputs = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
+        layers.append(
+            LayerCost(
+                name=node.name,
+                path=layer_name(node),
+                op=str(node.target).removeprefix("aten."),
+                parameters=parameters,
+                bytes=size,
+                macs=macs_rule(node) if macs_rule else 0,
+                memory_access=_elements(node) + sum(_elements(source) for source in inputs),
+                output_shape=shape_of(node) if isinstance(node.meta.get("val"), torch.Tensor) else (),
+            )
+        )
+    return Cost(
+        tuple(layers),
+        sum(layer.parameters for layer in layers),
+        sum(layer.bytes for layer in layers),
+        sum(layer.macs for layer in layers),
+        sum(layer.memory_access for layer in layers),
+        tuple(uncounted),
+    )
+
+
+def _stored(node: Node) -> list[tuple[str, bool]]:
+    """The tensors behind a node's weights: name, and whether it is a parameter (not a scale or a statistic)."""
+    found = []
+    for source in node.all_input_nodes:
+        tensors = [source]
+        if source.target is quantized.dequantize_per_channel.default:
+            tensors = list(source.all_input_nodes)
+        for tensor in tensors:
+            if tensor.op == "get_attr":
+                name = str(tensor.target)
+                extra = name.endswith(("_scale", "_zero_point", "running_mean", "running_var"))
+                # Zero points of symmetric weights are all zero; no format stores them, and the bundle deflates them.
+                if not name.endswith("_zero_point"):
+                    found.append((name, not extra))
+    return found
+
+
+def _value(node: Any) -> torch.Tensor:
+    value: torch.Tensor = node.meta["val"]
+    return value
+
+
+def _elements(node: Any) -> int:
+    """Elements of a node's value for one input: the free batch counts as 1, a parameter as it is."""
+    value = node.meta.get("val")
+    if isinstance(value, (list, tuple)):
+        return sum(math.prod(int(s) for s in v.shape[1:]) for v in value)
+    if not isinstance(value, torch.Tensor):
+        return 0
+    return math.prod(int(size) if isinstance(size, int) else 1 for size in value.shape)

@@ -1,0 +1,207 @@
+"""Data sets and their splits: train, validation and test are deterministic, disjoint, and checked by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekit.errors import DataError
+
+if TYPE_CHECKING:
+    from edgekit.data.preprocessing import Preprocessing
+
+# What is held out where a source has no such split; the seed of every figure quoted with them.
+VALIDATION_SHARE, VALIDATION_MOST = 0.1, 5000
+TEST_SHARE = 0.15
+
+Images = np.ndarray | Sequence[np.ndarray]
+
+
+class Split:
+    """Images (or other inputs) with labels.
+
+    Args:
+        inputs: uint8 (n, H, W, C), a list of uint8 images of various sizes, or float32 inputs of any shape.
+        labels: Class indices, shape (n,).
+    """
+
+    def __init__(self, inputs: Images, labels: np.ndarray) -> None:
+        self._inputs = inputs
+        self.labels = np.asarray(labels, np.int64)
+        if len(inputs) != len(self.labels):
+            raise DataError(f"there are {len(inputs)} images and {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, indices: np.ndarray) -> Images:
+        """The images at these positions, in this order."""
+        if isinstance(self._inputs, np.ndarray):
+            return self._inputs[indices]
+        return [self._inputs[int(i)] for i in indices]
+
+    def batches(
+        self, preprocessing: Preprocessing | None, batch_size: int, limit: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Inputs and labels in order, preprocessed.
+
+        Args:
+            preprocessing: Of the bundle; None passes float inputs unchanged.
+            batch_size: Images at a time.
+            limit: Stop after this many.
+
+        Yields:
+            float32 (n, C, H, W) and int64 (n,).
+        """
+        count = len(self) if limit is None else min(limit, len(self))
+        for start in range(0, count, batch_size):
+            indices = np.arange(start, min(start + batch_size, count))
+            images = self.images(indices)
+            x = preprocessing(images) if preprocessing is not None else np.asarray(images, np.float32)
+            yield x, self.labels[indices]
+
+    def hashes(self) -> list[bytes]:
+        """A hash of each image's content (shape and pixels)."""
+        if not hasattr(self, "_hashes"):
+            self._hashes = [_content_hash(image) for image in self._inputs]
+        return self._hashes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all contents and labels, in order."""
+        whole = hashlib.sha256(b"".join(self.hashes()))
+        whole.update(self.labels.tobytes())
+        return whole.hexdigest()
+
+    def part(self, indices: np.ndarray) -> Split:
+        """The split that holds these positions, in this order."""
+        made = Split(self.images(indices), self.labels[indices])
+        if hasattr(self, "_hashes"):
+            made._hashes = [self._hashes[int(i)] for i in indices]
+        return made
+
+
+def _content_hash(image: np.ndarray) -> bytes:
+    digest = hashlib.blake2b(str((image.shape, image.dtype.str)).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image).tobytes())
+    return digest.digest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as edgekit uses it: train to calibrate and train on, validation to choose by, test to report.
+
+    Attributes:
+        name: The reference it was loaded from.
+        labels: Class names in the order of the indices.
+        train: To calibrate and train on.
+        validation: To choose models by.
+        test: For reported figures only.
+        augmentation: What training on it does by default: ``none``, ``crop`` or ``crop+flip``.
+        notes: What was done to make the splits disjoint.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    augmentation: str = "none"
+    notes: tuple[str, ...] = field(default=())
+
+
+def make_dataset(
+    name: str,
+    labels: Sequence[str],
+    train: Split,
+    *,
+    validation: Split | None = None,
+    test: Split | None = None,
+    augmentation: str = "none",
+    validation_share: float | None = None,
+    overlap: str = "refuse",
+) -> Dataset:
+    """Makes a data set with three disjoint splits.
+
+    What is held out is drawn by content hash: the images with the smallest hashes, identical ones together, so the
+    draw depends neither on their order nor on a random generator.
+
+    Args:
+        name: The reference.
+        labels: Class names.
+        train: The training part; validation, and test if there is none, are taken out of it.
+        validation: If the source has one.
+        test: If the source has one.
+        augmentation: Default augmentation.
+        validation_share: Share to hold out for validation; default 10 %, at most 5 000.
+        overlap: ``refuse`` sets that share images, or ``drop`` the training copies.
+
+    Raises:
+        DataError: If a split is empty, a label is out of range, or splits share images.
+    """
+    notes: list[str] = []
+    for split_name, split in (("training", train), ("validation", validation), ("test", test)):
+        if split is not None:
+            _check(split_name, split, labels)
+    if test is None:
+        train, test = _hold_out(train, round(TEST_SHARE * len(train)))
+        notes.append(f"{len(test)} test images were held out by content hash")
+    else:
+        train = _without(train, test, "test", overlap, notes)
+    if validation is None:
+        count = min(round(VALIDATION_SHARE * len(train)), VALIDATION_MOST)
+        if validation_share is not None:
+            count = round(validation_share * len(train))
+        train, validation = _hold_out(train, count)
+        notes.append(f"{len(validation)} validation images were held out by content hash")
+    else:
+        _without(validation, test, "test", "refuse", notes, of="validation")
+        train = _without(train, validation, "validation", overlap, notes)
+    if not len(train):
+        raise DataError(f"{name} leaves no image to train on", "It needs more images.")
+    return Dataset(name, tuple(labels), train, validation, test, augmentation, tuple(notes))
+
+
+def _check(name: str, split: Split, labels: Sequence[str]) -> None:
+    if not len(split):
+        raise DataError(f"the {name} part holds no images", "Check the path; it may be empty.")
+    low, high = int(split.labels.min()), int(split.labels.max())
+    if low < 0 or high >= len(labels):
+        wrong = low if low < 0 else high
+        where = int(np.flatnonzero(split.labels == wrong)[0])
+        raise DataError(
+            f"the {name} part has the label {wrong} (image {where}), and there are {len(labels)} classes",
+            f"Labels run from 0 to {len(labels) - 1}.",
+        )
+
+
+def _hold_out(split: Split, count: int) -> tuple[Split, Split]:
+    hashes = split.hashes()
+    order = sorted(range(len(split)), key=lambda i: hashes[i])
+    while 0 < count < len(order) and hashes[order[count]] == hashes[order[count - 1]]:
+        count += 1
+    held = np.array(sorted(order[:count]), np.int64)
+    rest = np.array(sorted(order[count:]), np.int64)
+    return split.part(rest), split.part(held)
+
+
+def _without(split: Split, other: Split, name: str, overlap: str, notes: list[str], of: str = "training") -> Split:
+    known = set(other.hashes())
+    shared = [i for i, content in enumerate(split.hashes()) if content in known]
+    if not shared:
+        return split
+    if overlap == "refuse":
+        first = ", ".join(map(str, shared[:5]))
+        raise DataError(
+            f"{len(shared)} {of} images are in the {name} set too (the first at {first}): figures would flatter",
+            "Remove them, or append ?overlap=drop to the data reference to leave the training copies out.",
+        )
+    notes.append(f"{len(shared)} {of} images were left out: they are in the {name} set")
+    return split.part(np.setdiff1d(np.arange(len(split)), shared))
+
+
+Factory = Callable[[], object]
