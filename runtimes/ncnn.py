@@ -1,0 +1,152 @@
+"""ncnn on the CPU, with every option that changes results set explicitly."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .runtime import Options, RunError, Runtime, Session, TensorSpec, wants
+
+_MAGIC = "7767517"
+# ncnn's defaults compute and store in half precision where the CPU can, which changes results by 4e-4: off unless asked.
+_OPTIONS = {
+    "use_fp16_packed": False, "use_fp16_storage": False, "use_fp16_arithmetic": False, "use_bf16_storage": False,
+    "use_int8_inference": True, "use_packing_layout": True, "use_vulkan_compute": False,
+}  # fmt: skip
+
+
+class NcnnRuntime(Runtime):
+    """Runs ``NAME.param`` with ``NAME.bin`` (and ``NAME.json``) beside it."""
+
+    name: ClassVar[str] = "ncnn"
+    suffix: ClassVar[str] = ".param"
+    install: ClassVar[str] = "pip install ncnn"
+
+    def version(self) -> str:
+        import ncnn
+
+        return str(ncnn.__version__)
+
+    def open(self, path: str, options: Options) -> Session:
+        return NcnnSession(path, options)
+
+
+class NcnnSession(Session):
+    """A pair of ncnn model files."""
+
+    def __init__(self, path: str, options: Options) -> None:
+        import ncnn
+
+        self._ncnn = ncnn
+        self._options = options
+        stem = path.removesuffix(".param")
+        text = _read_param(path)
+        if not os.path.isfile(stem + ".bin"):
+            raise RunError(f"{stem}.bin is missing beside {path}")
+        _check_size(text, stem + ".bin")
+        self._net = ncnn.Net()
+        self._set = {**_OPTIONS, **{k: v for k, v in options.extra.items() if k in _OPTIONS}}
+        for name, value in self._set.items():
+            setattr(self._net.opt, name, value)
+        self._net.opt.num_threads = options.threads
+        self._net.opt.lightmode = not options.taps
+        if self._net.load_param(path) != 0:
+            raise RunError(f"ncnn can't load {path}: a layer type it does not have, or a damaged file")
+        if self._net.load_model(stem + ".bin") != 0:
+            raise RunError(f"ncnn can't load {stem}.bin: it is damaged or belongs to another .param")
+        layers = [line.split() for line in text[2:] if line.strip()]
+        self._blobs = [blob for parts in layers for blob in parts[4 + int(parts[2]) : 4 + int(parts[2]) + int(parts[3])]]
+        self._input = next(parts[4] for parts in layers if parts[0] == "Input")
+        read = {blob for parts in layers for blob in parts[4 : 4 + int(parts[2])]}
+        self._output = next(blob for blob in reversed(self._blobs) if blob not in read)
+        self._metadata: dict[str, Any] = {}
+        if os.path.isfile(stem + ".json"):
+            with open(stem + ".json", encoding="utf-8") as stream:
+                self._metadata = json.load(stream)
+        self._array = np.zeros(0, np.float32)
+        self._extractor: Any = None
+        self._result: Any = None
+
+    def metadata(self) -> dict[str, Any]:
+        return self._metadata
+
+    def inputs(self) -> list[TensorSpec]:
+        shape = tuple(self._metadata.get("input_shape", ()))
+        return [TensorSpec(self._input, (1, *shape), "float32")]
+
+    def outputs(self) -> list[TensorSpec]:
+        return [TensorSpec(self._output, (1,), "float32")]
+
+    def fixed_batch(self) -> int | None:
+        return 1
+
+    def prepare(self, x: np.ndarray) -> None:
+        expected = tuple(self._metadata.get("input_shape", x.shape[1:]))
+        if x.shape[1:] != expected:
+            raise RunError(f"the file takes inputs of shape {expected}, not {x.shape[1:]}")
+        # ncnn.Mat keeps a pointer and no reference: the array must outlive every extract.
+        self._array = np.ascontiguousarray(x[0], np.float32)
+        self._mat = self._ncnn.Mat(self._array)
+
+    def invoke(self) -> None:
+        self._extractor = self._net.create_extractor()
+        self._extractor.input(self._input, self._mat)
+        code, self._result = self._extractor.extract(self._output)
+        if code != 0:
+            raise RunError(f"ncnn failed with code {code}, most often for want of memory or an input of another shape")
+
+    def results(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        taps = {}
+        for blob in self._blobs if self._options.taps else ():
+            if wants(self._options.taps, blob) and blob not in (self._input, self._output):
+                code, value = self._extractor.extract(blob)
+                if code == 0:
+                    taps[blob] = np.array(value, np.float32)[None]
+        return np.array(self._result, np.float32)[None], taps
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "library": "ncnn",
+            "version": self._ncnn.__version__,
+            "options": self._set,
+            "threads": self._options.threads,
+            "arithmetic": "float32" if not self._set["use_fp16_arithmetic"] else "float16 where the CPU has it",
+            "not_honoured": [],
+        }
+
+    def close(self) -> None:
+        self._extractor = self._result = None
+        self._net.clear()
+
+
+def _read_param(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            lines = stream.read().split("\n")
+        layers, blobs = (int(part) for part in lines[1].split())
+    except (OSError, UnicodeDecodeError, ValueError, IndexError) as error:
+        raise RunError(f"{path} is no ncnn .param file: {error}") from error
+    if lines[0].strip() != _MAGIC:
+        raise RunError(f"{path} is no ncnn .param file: it does not begin with {_MAGIC}")
+    found = len([line for line in lines[2:] if line.strip()])
+    if found != layers or blobs < 1:
+        raise RunError(f"{path} is damaged: it announces {layers} layers and holds {found}")
+    return lines
+
+
+def _check_size(lines: list[str], path: str) -> None:
+    """ncnn reads past the end of a truncated .bin without an error: refuse one that is plainly too short."""
+    needed = 0
+    for line in lines[2:]:
+        parts = line.split()
+        if not parts:
+            continue
+        params = dict(item.split("=", 1) for item in parts[4 + int(parts[2]) + int(parts[3]) :])
+        key = {"InnerProduct": "2"}.get(parts[0], "6" if parts[0].startswith(("Convolution", "Deconvolution")) else "")
+        if key:
+            needed += int(params.get(key, 0))  # at least one byte a weight
+    if os.path.getsize(path) < needed:
+        raise RunError(f"{path} is truncated: {os.path.getsize(path)} bytes, and its layers need {needed} at least")

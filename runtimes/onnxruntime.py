@@ -1,0 +1,112 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .runtime import Options, RunError, Runtime, Session, TensorSpec, first_line, from_file_tensor, to_file_input
+
+_ERRORS_ONLY = 3
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8)": "int8", "tensor(uint8)": "uint8"}
+
+
+class OnnxRuntime(Runtime):
+    """Runs ``.onnx``."""
+
+    name: ClassVar[str] = "onnxruntime"
+    suffix: ClassVar[str] = ".onnx"
+    install: ClassVar[str] = "pip install onnxruntime"
+
+    def version(self) -> str:
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
+
+    def open(self, path: str, options: Options) -> Session:
+        return OnnxSession(path, options)
+
+
+class OnnxSession(Session):
+    """An ``.onnx`` file, all graph optimizations on (basic ones alone when tensors are tapped)."""
+
+    def __init__(self, path: str, options: Options) -> None:
+        import onnxruntime as ort
+
+        self._options = options
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = _ERRORS_ONLY
+        # Spinning threads of one file would slow the other that is measured beside it.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0" if options.threads == 1 else "1")
+        source: Any = path
+        self._taps: list[str] = []
+        try:
+            if options.taps:
+                source, self._taps = _with_taps(path, options.taps)
+                settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            self._session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise RunError(f"ONNX Runtime can't load {path}: {first_line(error)}") from error
+        self._version = ort.__version__
+        self._input = self._session.get_inputs()[0]
+        self._names = [output.name for output in self._session.get_outputs()]
+        self._metadata = self._session.get_modelmeta().custom_metadata_map
+        self._feed: dict[str, np.ndarray] = {}
+        self._values: list[np.ndarray] = []
+
+    def metadata(self) -> dict[str, Any]:
+        return dict(json.loads(self._metadata["edgekit"])) if "edgekit" in self._metadata else {}
+
+    def inputs(self) -> list[TensorSpec]:
+        return [_spec(value) for value in self._session.get_inputs()]
+
+    def outputs(self) -> list[TensorSpec]:
+        return [_spec(value) for value in self._session.get_outputs() if value.name not in self._taps]
+
+    def prepare(self, x: np.ndarray) -> None:
+        self._feed = {self._input.name: to_file_input(x, self.inputs()[0], "NCHW")}
+
+    def invoke(self) -> None:
+        self._values = self._session.run(None, self._feed)
+
+    def results(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        taps = {
+            name: np.asarray(value, np.float32)
+            for name, value in zip(self._names, self._values, strict=True)
+            if name in self._taps
+        }
+        return from_file_tensor(self._values[0], 0.0, 0), taps
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "library": "onnxruntime",
+            "version": self._version,
+            "provider": self._session.get_providers()[0],
+            "threads": self._options.threads,
+            "arithmetic": "as the file says; float16 weights are computed in float32",
+            "not_honoured": [],
+        }
+
+
+def _spec(value: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+    return TensorSpec(value.name, shape, _DTYPES.get(value.type, value.type))
+
+
+def _with_taps(path: str, taps: tuple[str, ...]) -> tuple[bytes, list[str]]:
+    """The model with float intermediate values as outputs, in memory."""
+    import onnx
+
+    model = onnx.load(path)
+    inferred = onnx.shape_inference.infer_shapes(model)
+    floats = {value.name for value in inferred.graph.value_info if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    present = {output.name for output in model.graph.output}
+    constants = {name for node in model.graph.node if node.op_type in ("Constant", "Cast") for name in node.output}
+    produced = [name for node in model.graph.node for name in node.output if name in floats - present - constants]
+    chosen = [name for name in produced if "*" in taps or name in taps]
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in chosen)
+    return model.SerializeToString(), chosen
