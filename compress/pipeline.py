@@ -118,17 +118,11 @@ def _work_folder(output: Path) -> Path:
 
 def _fingerprint(bundle: Bundle, dataset: Dataset | None, seed: int) -> str:
     """Tells whether a checkpoint belongs to this very work: the same weights, data and seed."""
-    digest = hashlib.sha256()
-    digest.update(bundle.program.graph_module.code.encode())
-    for name, tensor in sorted(bundle.program.state_dict.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     description = bundle.describe()
-    digest.update(json.dumps([description["preprocessing"], description["input"], seed]).encode())
+    parts = [bundle.fingerprint, description["preprocessing"], description["input"], seed]
     if dataset is not None:
-        digest.update(dataset.train.digest.encode())
-        digest.update(dataset.validation.digest.encode())
-    return digest.hexdigest()
+        parts += [dataset.train.digest, dataset.validation.digest]
+    return _mix("", parts)
 
 
 def _mix(state: str, value: Any) -> str:

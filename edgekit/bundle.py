@@ -10,6 +10,8 @@ On disk a bundle is a folder, written under a temporary name and renamed when wh
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import platform
 import zipfile
@@ -89,6 +91,15 @@ class Bundle:
         """``int8`` when the program holds quantized weights, else ``float32``."""
         nodes = self.program.graph.nodes
         return "int8" if any(n.target is programs.quantized.dequantize_per_channel.default for n in nodes) else "float32"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the program: its graph and its weights. Exports carry it, to tell whose they are."""
+        digest = hashlib.sha256(self.program.graph_module.code.encode())
+        for name, tensor in sorted(self.program.state_dict.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def name(self) -> str:

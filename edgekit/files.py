@@ -40,7 +40,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = Path(os.path.abspath(path))
     partial = path.with_name(f".{path.name}.writing")
     old = path.with_name(f".{path.name}.replaced")
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -61,7 +61,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path whose file takes the name ``path`` when the block ends well."""
     path = Path(os.path.abspath(path))
     partial = path.with_name(f".{path.name}.writing")
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
@@ -77,7 +77,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk or a missing right, met while ``path`` is written, into a message of ours."""
     try:
         yield
     except OSError as error:

@@ -91,6 +91,12 @@ def trainable(program: ExportedProgram) -> GraphModule:
     return module
 
 
+def duplicate(module: GraphModule) -> GraphModule:
+    """A copy that shares nothing with the original."""
+    with quiet():
+        return copy.deepcopy(module)
+
+
 def set_training(module: GraphModule, training: bool) -> GraphModule:
     """Switches batch norm and dropout between training and evaluation by the flags in the graph.
 

@@ -62,6 +62,8 @@ def match_layers(module: GraphModule, inputs: np.ndarray, taps: Mapping[str, np.
             reference = values[place.name].numpy()
             for name, tap in taps.items():
                 for candidate in _layouts(tap, reference.shape):
+                    if candidate.dtype.kind != "f":
+                        candidate = _rescaled(candidate, reference)
                     likeness = worst_channel_db(reference, candidate)
                     if likeness > best.worst_channel_db:
                         best = LayerMatch(layer_name(node), name, likeness)
@@ -105,6 +107,13 @@ def worst_channel_db(reference: np.ndarray, output: np.ndarray) -> float:
     if noise == 0:
         return EQUAL_DB
     return float(np.clip(10 * np.log10(max(signal, 1e-300) / noise), -EQUAL_DB, EQUAL_DB))
+
+
+def _rescaled(integers: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Integers whose scale the file keeps to itself, brought to the reference's by least squares."""
+    values = integers.astype(np.float64)
+    energy = float((values**2).sum())
+    return values * (float((values * reference).sum()) / energy) if energy else values
 
 
 def _same_layer(node: Node) -> list[Node]:

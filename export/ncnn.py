@@ -25,7 +25,7 @@ from edgekit.export.lowering import (
 from edgekit.export.ncnn_model import Layer, read_param, read_weights, write_param, write_weights
 from edgekit.export.onnx import save, to_onnx
 from edgekit.files import atomic_file
-from edgekit.program import attribute, layer_name, quantized
+from edgekit.program import attribute, duplicate, layer_name, quantized
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -64,9 +64,7 @@ class NcnnExporter(Exporter):
         return Lowered(module, precision, bundle.input_shape, tuple(notes))
 
     def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:
-        import copy
-
-        module = copy.deepcopy(lowered.module)
+        module = duplicate(lowered.module)
         scales = _input_scales(module) if lowered.precision == "int8" else {}
         weights = _int8_weights(module) if lowered.precision == "int8" else {}
         if lowered.precision == "int8":

@@ -16,7 +16,7 @@ from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.flatbuffer import edit_model
 from edgekit.export.lowering import deployed, expand_weights, round_weights_to_half
 from edgekit.files import atomic_file
-from edgekit.program import export_program, layer_name, save_pt2
+from edgekit.program import duplicate, export_program, layer_name, save_pt2
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -52,9 +52,7 @@ class TfliteExporter(Exporter):
     def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:
         module = lowered.module
         if lowered.precision == "int8":
-            import copy
-
-            module = copy.deepcopy(module)
+            module = duplicate(module)
             expand_weights(module)
         content = _convert(module, lowered)
         content = edit_model(content, metadata=json.dumps(metadata), half_weights=lowered.precision == "float16")

@@ -104,7 +104,8 @@ class NcnnSession(Session):
             if wants(self._options.taps, blob) and blob not in (self._input, self._output):
                 code, value = self._extractor.extract(blob)
                 if code == 0:
-                    taps[blob] = np.array(value, np.float32)[None]
+                    # int8 between two layers stays int8: its scale is inside the layers, so it can't be undone here.
+                    taps[blob] = np.array(value)[None]
         return np.array(self._result, np.float32)[None], taps
 
     def facts(self) -> dict[str, Any]:

@@ -190,12 +190,15 @@ class Runtime(abc.ABC):
 
 
 def runtime_for(name: str) -> Runtime:
-    """The runtime of a name.
+    """The runtime of a registered name, or of ``package.module:Class``.
 
     Raises:
-        KeyError: If there is none.
+        RunError: If there is none.
     """
-    module, _, attribute = RUNTIMES[name].partition(":")
+    place = RUNTIMES.get(name, name)
+    if ":" not in place:
+        raise RunError(f"no runtime is called {name!r}; known: {', '.join(RUNTIMES)}")
+    module, _, attribute = place.partition(":")
     made: Runtime = getattr(importlib.import_module(module, __package__), attribute)()
     return made
 

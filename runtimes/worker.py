@@ -1,0 +1,154 @@
+"""The small program that runs on the target: opens one file in one runtime, runs it and times it.
+
+    python -m edgekit.runtimes.worker          beside an installed edgekit
+    python -m runtimes.worker                  from a bare copy of this folder
+
+It reads one JSON object a line on stdin and answers each with one on stdout; arrays pass through ``.npy`` and ``.npz``
+files, whose names are in the messages. Whatever libraries print goes to stderr. The process lives for one file, so its
+memory is that file's, and a crash in a native library is the end of this process alone.
+
+    {"do": "open", "runtime", "path", "threads", "taps", "extra"}   → {"load_ms", "facts", "metadata", "inputs", "outputs"}
+    {"do": "run", "input", "output"}                                → {}; output holds "output" and the taps
+    {"do": "time", "input", "runs", "seconds", "warmup_runs", "warmup_seconds"} → {"first_run_ms", "samples_ms"}
+    {"do": "memory"}                                                → {"peak_bytes", "before_bytes"}
+
+A failure is ``{"error": kind, "message": text}`` with the kind ``unavailable`` or ``failed``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any, TextIO
+
+import numpy as np
+
+from .runtime import Options, RunError, Session, first_line, runtime_for
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """Answers the messages."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self._before = 0
+
+    def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one message."""
+        if message["do"] == "open":
+            return self._open(message)
+        if self._session is None:
+            raise RunError("no file is open")
+        if message["do"] == "run":
+            output, taps = self._session.run(np.load(message["input"]))
+            with open(message["output"], "wb") as stream:
+                # Names of tensors hold any character, names in an archive do not: number them.
+                numbered = {f"tap{position}": value for position, value in enumerate(taps.values())}
+                np.savez(stream, output=output, taps=np.array(list(taps), np.str_), **numbered)
+            return {}
+        if message["do"] == "time":
+            return self._time(self._session, message)
+        if message["do"] == "memory":
+            return {"peak_bytes": _status("VmHWM"), "before_bytes": self._before}
+        raise RunError(f"a worker does not know how to {message['do']!r}")
+
+    def _open(self, message: dict[str, Any]) -> dict[str, Any]:
+        runtime = runtime_for(message["runtime"])
+        found = runtime.availability()
+        if not found.usable:
+            return {"error": "unavailable", "message": found.reason, "install": found.install}
+        self._before = _status("VmRSS")
+        _reset_peak()
+        options = Options(message["threads"], tuple(message["taps"]), message["extra"])
+        start = time.perf_counter_ns()
+        session = runtime.open(message["path"], options)
+        took = time.perf_counter_ns() - start
+        self._session = session
+        return {
+            "load_ms": took / 1e6,
+            "facts": session.facts(),
+            "metadata": session.metadata(),
+            "inputs": [dataclasses.asdict(spec) for spec in session.inputs()],
+            "outputs": [dataclasses.asdict(spec) for spec in session.outputs()],
+        }
+
+    def _time(self, session: Session, message: dict[str, Any]) -> dict[str, Any]:
+        session.prepare(np.load(message["input"]))
+        first = _timed(session)
+        until = time.perf_counter() + message["warmup_seconds"]
+        runs = 0
+        while runs < message["warmup_runs"] or time.perf_counter() < until:
+            session.invoke()
+            runs += 1
+        samples: list[float] = []
+        until = time.perf_counter() + message["seconds"]
+        while len(samples) < message["runs"] or time.perf_counter() < until:
+            samples.append(_timed(session))
+        # Delegates and arithmetic may be settled by the first run only: tell what was used now.
+        return {"first_run_ms": first, "samples_ms": samples, "facts": session.facts()}
+
+
+def _timed(session: Session) -> float:
+    start = time.perf_counter_ns()
+    session.invoke()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def _status(key: str) -> int:
+    """A size of this process in bytes, from the kernel; 0 where it does not tell."""
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8") as stream:
+        for line in stream:
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _reset_peak() -> None:
+    # Writing 5 sets the peak resident size back to the present one (Linux, proc(5)).
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="utf-8") as stream:
+        stream.write("5")
+
+
+def _die_with_parent() -> None:
+    """A killed command must not leave a worker behind that keeps the processor busy."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """Answers until the requests end."""
+    worker = Worker()
+    for line in requests:
+        try:
+            answer = worker.answer(json.loads(line))
+        except RunError as error:
+            answer = {"error": "failed", "message": str(error)}
+        except Exception as error:  # the libraries raise what they like
+            answer = {"error": "failed", "message": f"{type(error).__name__}: {first_line(error)}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def main() -> None:
+    """Serves stdin and stdout; keeps stdout clean of what native code prints."""
+    _die_with_parent()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command that asked decides when to stop
+    serve(sys.stdin, answers)
+    # Native libraries crash in their exit handlers now and then; everything has been said.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
