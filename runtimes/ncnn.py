@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,6 +63,8 @@ class NcnnSession(Session):
         self._input = next(parts[4] for parts in layers if parts[0] == "Input")
         read = {blob for parts in layers for blob in parts[4 : 4 + int(parts[2])]}
         self._output = next(blob for blob in reversed(self._blobs) if blob not in read)
+        # int8_scale_term (parameter 8) above 100: the layer hands on int8.
+        self._integers = {parts[5] for parts in layers if any(re.fullmatch(r"8=10\d", part) for part in parts)}
         self._metadata: dict[str, Any] = {}
         if os.path.isfile(stem + ".json"):
             with open(stem + ".json", encoding="utf-8") as stream:
@@ -104,8 +107,8 @@ class NcnnSession(Session):
             if wants(self._options.taps, blob) and blob not in (self._input, self._output):
                 code, value = self._extractor.extract(blob)
                 if code == 0:
-                    # int8 between two layers stays int8: its scale is inside the layers, so it can't be undone here.
-                    taps[blob] = np.array(value)[None]
+                    # extract() casts int8 to float; the scale is inside the layers, so integers are what can be told.
+                    taps[blob] = np.array(value, np.int8 if blob in self._integers else np.float32)[None]
         return np.array(self._result, np.float32)[None], taps
 
     def facts(self) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class TorchSession(Session):
         if os.path.isfile(description):
             with open(description, encoding="utf-8") as stream:
                 content = json.load(stream)
-            self._metadata = {"input_shape": content["input"]["shape"][1:], "labels": content["labels"]}
+            self._metadata = {key: content[key] for key in ("preprocessing", "labels", "precision")}
+            self._metadata["input_shape"] = content["input"]["shape"][1:]
         self._x: Any = None
         self._y: Any = None
 

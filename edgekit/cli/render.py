@@ -13,7 +13,9 @@ from rich.console import Console
 if TYPE_CHECKING:
     from edgekit.compress.step import Progress
 
-stdout = Console(highlight=False)
+# Whoever reads a pipe gets tables in full width, whatever their terminal.
+_UNLIMITED = 10_000
+stdout = Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED)
 stderr = Console(stderr=True, highlight=False)
 
 
@@ -38,6 +40,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
 
     In a terminal too narrow for it, each row becomes a short list of its own.
     """
+    from rich.measure import Measurement
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -45,7 +48,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
         made.add_column(name, justify="left" if position < left else "right", no_wrap=True)
     for row in rows:
         made.add_row(*row)
-    if stdout.measure(made).minimum <= stdout.width or not rows:
+    wanted = Measurement.get(stdout, stdout.options.update(max_width=_UNLIMITED), made).maximum
+    if not rows or wanted <= stdout.width:
         stdout.print(made)
         return
     stdout.print(f"[bold]{title}[/bold]" if title else "")
@@ -103,3 +107,8 @@ def count(number: float) -> str:
         if abs(number) >= limit:
             return f"{number / limit:.2f} {unit}"
     return f"{number:.0f}"
+
+
+def milliseconds(value: float) -> str:
+    """A time in ms with three figures."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"

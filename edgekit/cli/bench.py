@@ -1,0 +1,139 @@
+"""``edgekit bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekit.cli import options
+from edgekit.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgekit.benchmark import BenchResult, Row
+
+
+def bench(
+    items: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILES_OR_BUNDLES…", help="Exported files, or bundles with all their exports.", show_default=False)
+    ] = None,
+    runtime: Annotated[
+        list[str] | None, typer.Option("--runtime", metavar="NAME", help="Only this runtime; repeat for several.", show_default=False)
+    ] = None,
+    threads: Annotated[list[int] | None, typer.Option("--threads", min=1, help="Threads of the runtime; repeat for several.", show_default="1")] = None,
+    data: options.Data = None,
+    images: Annotated[int | None, typer.Option("--images", min=1, help="Test images for the accuracy, at most.", show_default="all")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="X", help="Compare with this one. Default: the first of several.", show_default=False)
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Fresh processes for each file; they are interleaved.")] = 8,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Least timed runs in each round.")] = 10,
+    seconds: Annotated[float, typer.Option("--seconds", min=0, help="Least seconds of timed runs in each round.")] = 0.4,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Inputs at a time; TFLite and ncnn files take one.")] = 1,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a delegate or option was not honoured.")] = False,
+    list_runtimes: Annotated[bool, typer.Option("--list", help="Show the runtimes and whether they work here, and exit.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure files side by side: latency, memory, size and, with data, accuracy.
+
+    Examples:
+
+      edgekit bench small --data digits
+
+      edgekit bench original small --baseline original --threads 1 --threads 2
+
+      edgekit bench a/exports/model.tflite b/exports/model.int8.tflite --json > bench.json
+
+    Every round is a fresh process, and the rounds of all files are interleaved. A ratio below 1 is faster than the
+    baseline; the interval is a 95 % bootstrap over rounds. MACs × is what arithmetic would promise, time × what it took.
+    """
+    from edgekit.cli import render
+
+    if list_runtimes:
+        _list(as_json)
+        return
+    if not items:
+        raise UsageError("there is nothing to measure", "Give exported files or bundle folders; see `edgekit bench --help`.")
+    from edgekit.benchmark import bench as run
+    from edgekit.runtimes.measure import Plan
+
+    plan = Plan(rounds=rounds, runs=runs, seconds=seconds, batch=batch)
+    with render.progress_bar() as progress:
+        result = run(
+            items, runtimes=runtime or (), threads=tuple(threads or (1,)), data=data, baseline=baseline, plan=plan,
+            images=images, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        render.print_json(result.to_dict())
+    else:
+        show(result)
+    if result.failed or (strict and result.not_honoured):
+        raise typer.Exit(1)
+
+
+def show(result: BenchResult) -> None:
+    """The table, the failures, and what should be known."""
+    from edgekit.cli import render
+
+    rows = [_cells(row) for row in result.rows if not row.measurement.error]
+    columns = ("model", "runtime", "precision", "threads", "size", "load ms", "first ms", "p50 ms", "p90 ms", "p99 ms",
+               "peak memory", "top-1", "MACs ×", "time × [95 %]", "verdict")  # fmt: skip
+    # A column that is empty everywhere (no data, no baseline) is left out.
+    keep = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    render.table("", [columns[i] for i in keep], [[row[i] for i in keep] for row in rows], left=min(3, len(keep)))
+    for row in result.failed:
+        render.stdout.print(f"[red]failed[/red] {row.measurement.cell.label}: {row.measurement.error}", soft_wrap=True)
+    target, plan = result.target, result.plan
+    render.stdout.print(
+        f"{target['cpu']}, {target['cores']} cores; {plan.rounds} rounds of at least {plan.runs} runs and {plan.seconds:g} s, "
+        f"batch {plan.batch}",
+        soft_wrap=True,
+        style="dim",
+    )
+    notes = [f"{row.measurement.cell.label} ({row.measurement.cell.runtime}): {note}" for row in result.rows for note in row.notes]
+    notes += [f"{row.measurement.cell.label}: timed on {row.input}" for row in result.rows if row.input == "random numbers"]
+    for note in dict.fromkeys([*notes, *result.warnings]):
+        render.stderr.print(f"note: {note}", soft_wrap=True)
+
+
+def _cells(row: Row) -> list[str]:
+    from edgekit.cli import render
+
+    measured, compared = row.measurement, row.comparison
+    memory = measured.peak_memory_bytes
+    return [
+        measured.cell.label,
+        measured.cell.runtime,
+        row.precision,
+        str(measured.cell.threads),
+        render.kib(measured.size_bytes),
+        *(render.milliseconds(ms) for ms in (_median(measured.load_ms), _median(measured.first_run_ms))),
+        *(render.milliseconds(measured.percentile(q)) for q in (50, 90, 99)),
+        render.kib(memory) if memory is not None else "",
+        f"{row.accuracy.top1:.2f} %" if row.accuracy else "",
+        f"{row.macs_ratio:.2f}" if row.macs_ratio is not None else "",
+        f"{compared.ratio:.2f} [{compared.low:.2f}, {compared.high:.2f}]" if compared else "",
+        compared.verdict if compared else "",
+    ]
+
+
+def _median(values: tuple[float, ...]) -> float:
+    import statistics
+
+    return statistics.median(values)
+
+
+def _list(as_json: bool) -> None:
+    from edgekit.benchmark import available
+    from edgekit.cli import render
+
+    found = available()
+    if as_json:
+        render.print_json(found)
+        return
+    rows = [
+        [name, "works" if entry["usable"] else "missing", entry["version"] or f"{entry['reason']}; {entry['install']}"]
+        for name, entry in found.items()
+    ]
+    render.table("", ("runtime", "here", "version"), rows, left=3)
