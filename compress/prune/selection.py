@@ -33,6 +33,7 @@ def select(
     goal: float,
     scope: Literal["global", "layer"] = "global",
     floor: float = 0.1,
+    multiple: int = 1,
 ) -> Selection:
     """Chooses classes of channels to cut.
 
@@ -44,6 +45,7 @@ def select(
         goal: The share of the total cost to keep, between 0 and 1.
         scope: ``global`` ranks all channels together; ``layer`` cuts the same share everywhere.
         floor: The share of its channels that every layer keeps, at least one.
+        multiple: Cut so many channels of the same layers at a time: widths that are multiples of it stay so.
 
     Raises:
         StepError: If the goal can't be met above the floor.
@@ -72,20 +74,44 @@ def select(
         return kept / total
 
     removed: set[int] = set()
-    for root in _order(flow, scores, holders, scope):
+    for chunk in _chunks(_order(flow, scores, holders, scope), holders, multiple):
         if fraction() <= goal:
             break
-        if all(left[key] - count >= least[key] for key, count in holders[root].items()):
-            removed.add(root)
-            for key, count in holders[root].items():
+        # All of a chunk are in the same layers, so the first speaks for all.
+        cuts = {key: count * len(chunk) for key, count in holders[chunk[0]].items()}
+        if all(left[key] - count >= least[key] for key, count in cuts.items()):
+            removed.update(chunk)
+            for key, count in cuts.items():
                 left[key] -= count
     reached = fraction()
     if reached > goal:
         raise StepError(
             f"channels can be cut down to {reached:.1%} of the cost, the goal is {goal:.1%}",
-            f"Ask for less, or lower the floor (now every layer keeps {floor:.0%} of its channels).",
+            f"Ask for less, or lower the floor (now every layer keeps {floor:.0%} of its channels)"
+            + (f" or multiple (now {multiple} channels go at a time)." if multiple > 1 else "."),
         )
     return Selection(removed, reached)
+
+
+def _chunks(
+    order: list[int], holders: dict[int, dict[tuple[str, int], int]], multiple: int
+) -> list[list[int]]:
+    """Classes that lie in the same layers, bound together by so many in their order; ranked by their mean place.
+
+    A rest that fills no chunk stays.
+    """
+    if multiple == 1:
+        return [[root] for root in order]
+    place = {root: position for position, root in enumerate(order)}
+    alike: dict[tuple[tuple[tuple[str, int], int], ...], list[int]] = defaultdict(list)
+    for root in order:
+        alike[tuple(sorted(holders[root].items()))].append(root)
+    chunks = [
+        members[start : start + multiple]
+        for members in alike.values()
+        for start in range(0, len(members) - multiple + 1, multiple)
+    ]
+    return sorted(chunks, key=lambda chunk: (sum(place[root] for root in chunk), chunk[0]))
 
 
 def _order(

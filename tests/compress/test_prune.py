@@ -13,6 +13,7 @@ from edgekit.compress.prune.importance import class_scores, slice_norms
 from edgekit.compress.prune.rules import RULES, rule
 from edgekit.compress.prune.selection import select
 from edgekit.compress.prune.surgery import cut
+from edgekit import zoo
 from edgekit.cost import cost_of
 from edgekit.errors import StepError
 from edgekit.program import attribute, export_program, trainable
@@ -62,11 +63,11 @@ def test_pruned_network_equals_the_whole_one_with_those_channels_at_zero(name: s
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_pruned_program_trains_and_is_pruned_again(name: str) -> None:
     module = trainable(export_program(networks.make(name), networks.INPUT_SHAPE))
-    prune(module, PruneChannels(macs=0.6, epochs=0))
+    prune(module, PruneChannels(macs=0.6, multiple=1, epochs=0))
     again = trainable(export_program(module, networks.INPUT_SHAPE))
     again(networks.images(2)).sum().backward()
     assert all(p.grad is not None for p in again.parameters())
-    prune(again, PruneChannels(macs=0.6, epochs=0))
+    prune(again, PruneChannels(macs=0.6, multiple=1, epochs=0))
     assert again(networks.images(2)).shape == (2, networks.CLASSES)
 
 
@@ -85,7 +86,7 @@ def test_residual_addition_couples_both_branches() -> None:
 
 def test_grouped_convolution_keeps_its_groups_equal() -> None:
     module = trainable(export_program(networks.make("grouped"), networks.INPUT_SHAPE))
-    prune(module, PruneChannels(macs=0.5, epochs=0))
+    prune(module, PruneChannels(macs=0.5, multiple=1, epochs=0))
     weight = module.grouped.weight
     assert module.stem.weight.shape[0] == weight.shape[1] * 4
     assert weight.shape[0] % 4 == 0
@@ -93,7 +94,7 @@ def test_grouped_convolution_keeps_its_groups_equal() -> None:
 
 def test_depthwise_convolution_follows_its_input() -> None:
     module = trainable(export_program(networks.make("depthwise"), networks.INPUT_SHAPE))
-    prune(module, PruneChannels(macs=0.5, epochs=0))
+    prune(module, PruneChannels(macs=0.5, multiple=1, epochs=0))
     assert module.depthwise.weight.shape[0] == module.expand.weight.shape[0] == module.project.weight.shape[1] < 24
 
 
@@ -110,7 +111,7 @@ def test_operator_without_a_rule_is_a_barrier_that_is_named() -> None:
 
     torch.manual_seed(0)
     module = trainable(export_program(Odd(), networks.INPUT_SHAPE))
-    flow = prune(module, PruneChannels(macs=0.8, epochs=0))
+    flow = prune(module, PruneChannels(macs=0.8, multiple=1, epochs=0))
     assert [barrier.operator for barrier in flow.barriers] == ["aten.cumsum.default"]
     assert module.second.weight.shape[0] == 8, "what the barrier reads must stay whole"
     assert module.first.weight.shape[0] < 8
@@ -127,12 +128,12 @@ def test_a_rule_of_the_user_lifts_the_barrier() -> None:
 
     program = export_program(Flip(), networks.INPUT_SHAPE)
     with pytest.raises(StepError, match=r"aten\.flip"):
-        prune(trainable(program), PruneChannels(macs=0.5, epochs=0))
+        prune(trainable(program), PruneChannels(macs=0.5, multiple=1, epochs=0))
     target = torch.ops.aten.flip.default
     try:
         rule(target)(lambda flow, node: flow.labels(node.args[0]))
         module = trainable(program)
-        prune(module, PruneChannels(macs=0.5, epochs=0))
+        prune(module, PruneChannels(macs=0.5, multiple=1, epochs=0))
         assert module.first.weight.shape[0] == 8
     finally:
         RULES.pop(target, None)
@@ -196,7 +197,7 @@ def test_the_weakest_filter_goes_first_whatever_batch_norm_hides() -> None:
 
 def test_layer_scope_cuts_every_group_by_the_same_share() -> None:
     module = trainable(export_program(networks.make("concat"), networks.INPUT_SHAPE))
-    prune(module, PruneChannels(macs=0.3, scope="layer", epochs=0))
+    prune(module, PruneChannels(macs=0.3, multiple=1, scope="layer", epochs=0))
     kept = [module.stem.weight.shape[0] / 10, module.left.weight.shape[0] / 8, module.right.weight.shape[0] / 12]
     assert max(kept) - min(kept) < 0.2
 
@@ -204,7 +205,7 @@ def test_layer_scope_cuts_every_group_by_the_same_share() -> None:
 def test_unreachable_goal_and_wrong_settings_are_refused() -> None:
     module = trainable(export_program(networks.make("plain"), networks.INPUT_SHAPE))
     with pytest.raises(StepError, match="can be cut down to"):
-        prune(module, PruneChannels(macs=0.01, floor=0.5, epochs=0))
+        prune(module, PruneChannels(macs=0.01, multiple=1, floor=0.5, epochs=0))
     with pytest.raises(ValueError, match="exactly one goal"):
         PruneChannels(macs=0.5, ratio=0.5)
     with pytest.raises(ValueError, match="between 0 and 1"):
@@ -219,3 +220,20 @@ def test_labels_hold_one_identity_per_channel() -> None:
     flow.freeze(Labels(1, labels.ids[2:]))
     assert flow.is_frozen(flow.find(0))
     assert not flow.is_frozen(flow.find(1))
+
+
+def test_multiple_keeps_widths_on_the_runtimes_grid() -> None:
+    module = zoo.build("resnet20-cifar")[0]
+    graph = trainable(export_program(module, (3, 32, 32)))
+    prune(graph, PruneChannels(macs=0.5, multiple=8, epochs=0))
+    exported = trainable(export_program(graph, (3, 32, 32)))
+    widths = [layer.output_shape[1] for layer in cost_of(exported).layers if layer.macs][:-1]
+    assert all(width % 8 == 0 for width in widths), widths
+    assert cost_of(exported).macs <= 0.5 * 40_551_040
+    assert min(widths) < 64
+
+
+def test_a_rest_that_fills_no_chunk_stays() -> None:
+    graph = trainable(export_program(networks.make("plain"), networks.INPUT_SHAPE))
+    with pytest.raises(StepError, match="multiple"):
+        prune(graph, PruneChannels(macs=0.05, multiple=8, epochs=0))
