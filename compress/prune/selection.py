@@ -73,16 +73,25 @@ def select(
             kept += share
         return kept / total
 
-    removed: set[int] = set()
+    taken: list[list[int]] = []
     for chunk in _chunks(_order(flow, scores, holders, scope), holders, multiple):
         if fraction() <= goal:
             break
-        # All of a chunk are in the same layers, so the first speaks for all.
-        cuts = {key: count * len(chunk) for key, count in holders[chunk[0]].items()}
+        cuts = _cuts(chunk, holders)
         if all(left[key] - count >= least[key] for key, count in cuts.items()):
-            removed.update(chunk)
+            taken.append(chunk)
             for key, count in cuts.items():
                 left[key] -= count
+    # The last cut may have overshot the goal: give back what fits under it, the most important first.
+    for chunk in list(reversed(taken)):
+        cuts = _cuts(chunk, holders)
+        for key, count in cuts.items():
+            left[key] += count
+        if fraction() <= goal:
+            taken.remove(chunk)
+            continue
+        for key, count in cuts.items():
+            left[key] -= count
     reached = fraction()
     if reached > goal:
         raise StepError(
@@ -90,7 +99,12 @@ def select(
             f"Ask for less, or lower the floor (now every layer keeps {floor:.0%} of its channels)"
             + (f" or multiple (now {multiple} channels go at a time)." if multiple > 1 else "."),
         )
-    return Selection(removed, reached)
+    return Selection({root for chunk in taken for root in chunk}, reached)
+
+
+def _cuts(chunk: list[int], holders: dict[int, dict[tuple[str, int], int]]) -> dict[tuple[str, int], int]:
+    """How many channels each dimension loses by a chunk; all of it lie in the same layers, so the first speaks for all."""
+    return {key: count * len(chunk) for key, count in holders[chunk[0]].items()}
 
 
 def _chunks(
