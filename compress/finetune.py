@@ -31,6 +31,7 @@ class Finetune(Step):
     name: ClassVar[str] = "finetune"
     summary: ClassVar[str] = "train the network on its data"
     source: ClassVar[str] = "Smith & Topin, arXiv:1708.07120 (one-cycle schedule)"
+    example: ClassVar[str] = "epochs=1,learning_rate=0.01"
 
     epochs: int = 5
     batch_size: int = 128

@@ -82,6 +82,8 @@ class Step(abc.ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     """The paper or document that the technique follows."""
+    example: ClassVar[str]
+    """Settings as typed after ``NAME:`` that show what the step does in seconds; help and conformance tests use them."""
 
     def requires(self, bundle: Bundle) -> None:
         """Checks that the step can be applied to the bundle.
@@ -139,14 +141,15 @@ def parse_step(text: str) -> Step:
 
 
 def describe_steps() -> list[dict[str, Any]]:
-    """Name, summary, source and settings with defaults of every registered step."""
+    """Name, summary, source, example and settings with defaults of every registered step."""
     rows = []
     for name in STEPS:
         cls = step_class(name)
         fields = {
             f.name: "required" if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(cls)
         }
-        rows.append({"name": name, "summary": cls.summary, "source": cls.source, "settings": fields})
+        example = f"{name}:{cls.example}" if cls.example else name
+        rows.append({"name": name, "summary": cls.summary, "source": cls.source, "example": example, "settings": fields})
     return rows
 
 

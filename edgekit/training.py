@@ -133,7 +133,10 @@ def train(
         run.train_epoch(epoch, prepared, wrapped, accelerator, loss)
     if settings.keep == "best":
         module.load_state_dict(run.best_state)
-    module.to(device="cpu", memory_format=torch.contiguous_format)
+    module.to("cpu")
+    for tensor in (*module.parameters(), *module.buffers()):
+        # Not .to(memory_format=…): it leaves the strides of 1×1 kernels, by which torch picks other sums than after a reload.
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     set_training(module, False)
     history = tuple(run.history)
     return TrainingResult(

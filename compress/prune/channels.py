@@ -45,6 +45,7 @@ class PruneChannels(Step):
     name: ClassVar[str] = "prune-channels"
     summary: ClassVar[str] = "cut whole channels out of every layer that shares them, then fine-tune"
     source: ClassVar[str] = "Li et al., ICLR 2017 (L1); He et al., IJCAI 2018 (L2); Fang et al., CVPR 2023 (groups)"
+    example: ClassVar[str] = "macs=0.6,epochs=1"
 
     macs: float | None = None
     parameters: float | None = None

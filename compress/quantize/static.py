@@ -31,6 +31,7 @@ class Quantize(Step):
     name: ClassVar[str] = "quantize"
     summary: ClassVar[str] = "static INT8 weights and activations, calibrated on training images"
     source: ClassVar[str] = "Jacob et al., CVPR 2018; TFLite 8-bit quantization specification"
+    example: ClassVar[str] = "images=64"
 
     images: int = 512
     batch_size: int = 32

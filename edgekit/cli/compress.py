@@ -80,7 +80,8 @@ def _list(as_json: bool) -> None:
         render.stdout.print(f"[bold]{row['name']}[/bold]: {row['summary']}", soft_wrap=True)
         defaults = ", ".join(f"{key}={_shown(value)}" for key, value in row["settings"].items())
         render.stdout.print(f"  {defaults}", soft_wrap=True, markup=False)
-        render.stdout.print(f"  after {row['source']}\n", soft_wrap=True, markup=False)
+        render.stdout.print(f"  after {row['source']}", soft_wrap=True, markup=False)
+        render.stdout.print(f"  --step {row['example']}\n", soft_wrap=True, markup=False)
 
 
 def _shown(value: object) -> str:

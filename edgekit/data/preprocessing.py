@@ -84,7 +84,12 @@ class Preprocessing:
         x *= np.float32(self.scale)
         x -= np.asarray(self.mean, np.float32)
         x /= np.asarray(self.std, np.float32)
-        return x if self.layout == "NHWC" else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        if self.layout == "NHWC":
+            return x
+        # Not ascontiguousarray: it leaves one channel with strides by which torch takes it for channels-last.
+        inputs = np.empty((x.shape[0], x.shape[3], *x.shape[1:3]), np.float32)
+        inputs[...] = x.transpose(0, 3, 1, 2)
+        return inputs
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; :meth:`from_dict` takes them back."""
