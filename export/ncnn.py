@@ -25,7 +25,7 @@ from edgekit.export.lowering import (
 from edgekit.export.ncnn_model import Layer, read_param, read_weights, write_param, write_weights
 from edgekit.export.onnx import save, to_onnx
 from edgekit.files import atomic_file
-from edgekit.program import attribute, duplicate, layer_name, quantized
+from edgekit.program import aten, attribute, duplicate, layer_name, quantized, shape_of
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -56,7 +56,12 @@ class NcnnExporter(Exporter):
         if strided_slice_to_pool(module):
             notes.append("strided slices are written as max pooling of kernel 1: exact")
         if precision == "int8":
-            _to_symmetric(module)
+            in_float = [node for node in weight_nodes(module) if _is_grouped(node)]
+            _to_symmetric(module, in_float)
+            notes += [
+                f"{layer_name(node)} computes in float: ncnn has one weight scale for a group of channels, and its weights one each"
+                for node in in_float
+            ]
             notes.append(
                 "ncnn has no zero points: activations keep the bundle's ranges on a symmetric grid, which is coarser after "
                 "a ReLU; everything but convolutions and linear layers computes in float"
@@ -144,12 +149,21 @@ def _is_known(ncnn: Any, layer_type: str) -> bool:
     return "." not in layer_type and "::" not in layer_type
 
 
-def _to_symmetric(module: GraphModule) -> None:
+def _is_grouped(node: Node) -> bool:
+    """A convolution in groups that is not depthwise: ncnn's int8 form of it can't hold a scale for each output channel."""
+    if node.target is not aten.conv2d.default or len(node.args) < 7:
+        return False
+    groups = int(node.args[6])  # type: ignore[arg-type]
+    return groups > 1 and not groups == shape_of(node)[1] == shape_of(node.args[0])[1]  # type: ignore[arg-type]
+
+
+def _to_symmetric(module: GraphModule, in_float: list[Node]) -> None:
     """Moves activations to the grid that ncnn computes on, in place: only what a weight is applied to, symmetric."""
+    quantized_layers = [node for node in weight_nodes(module) if node not in in_float]
     pairs = {n: n.args[0] for n in module.graph.nodes if n.target is quantized.dequantize_per_tensor.default}
     for node, q in pairs.items():
         source, scale, zero_point = q.args[0], float(q.args[1]), int(q.args[2])
-        into_weights = [user for user in node.users if user in weight_nodes(module) and user.args[0] is node]
+        into_weights = [user for user in node.users if user in quantized_layers and user.args[0] is node]
         if into_weights:
             bounds = (_symmetric_scale(scale, zero_point), 0, -SYMMETRIC_MAX, SYMMETRIC_MAX, q.args[5])
             with module.graph.inserting_after(node):

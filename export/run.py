@@ -346,12 +346,14 @@ def _verify_one(path: Path, bundle: Bundle, target: Target) -> dict[str, Any]:
         found = violations(agreement, TOLERANCES[precision], float(np.abs(simulated.logits).max(initial=0.0)))
         layers, _ = _layers(lowered, path, exporter.runtime, samples[:LAYER_SAMPLES], target)
     except ExecutionError as error:
-        raise ParityError(f"{path} can't be run any more: {error.what}", "Export it again.") from error
+        found, layers = [f"{exporter.runtime} can't run it: {error.what}"], []
     if changed or found:
         first = first_divergence(layers, precision, record["layers"])
-        where = f"the first layer that differs is {first.layer}" if first else "no layer differs by more than rounding"
+        where = f"; the first layer that differs is {first.layer}" if first else ""
+        if layers and not first:
+            where = "; no layer differs by more than rounding"
         what = [f"{name} is not the file that was proved (SHA-256)" for name in changed] + found
-        raise ParityError(f"{path} fails: {'; '.join(what)}; {where}", "Export it again.")
+        raise ParityError(f"{path} fails: {'; '.join(what)}{where}", "Export it again.")
     return {"path": str(path), "parity": {**record, "agreement": agreement.to_dict(), "verified_on": "samples"}}
 
 

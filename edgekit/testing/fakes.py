@@ -109,3 +109,12 @@ class FakeTarget(LocalTarget):
             **super().describe(), "target": self.name, "cpu": "a fake CPU", "cpu_flags": [], "cores": 4, "load_average": 0.0,
             "governor": "performance", "clock_khz": None,
         }  # fmt: skip
+
+
+class MissingRuntime(FakeRuntime):
+    """A runtime whose library is not installed."""
+
+    install: ClassVar[str] = "pip install no-such-library"
+
+    def version(self) -> str:
+        raise ModuleNotFoundError("No module named 'no_such_library'")

@@ -1,0 +1,129 @@
+"""What every runtime must pass, through a worker as the commands use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.bundle import Bundle
+from edgekit.errors import ExecutionError
+from edgekit.export.exporter import EXPORTERS, exporter_for
+from edgekit.export.run import export
+from edgekit.runtimes.runtime import RUNTIMES, Options, runtime_for
+from edgekit.runtimes.targets.target import target_for
+from edgekit.testing import networks
+from edgekit.testing.exporters import bundle_of
+
+
+def file_for(runtime: str, bundle: Bundle, folder: Path) -> Path:
+    """A file of a bundle for a runtime: by the exporter that names it; the bundle itself for torch."""
+    for name in EXPORTERS:
+        if exporter_for(name).runtime == runtime:
+            return export(bundle, name, output=folder)[0].path
+    return bundle.save(folder / "bundle").path or folder
+
+
+class RuntimeConformance:
+    """Subclass it and parametrise ``name`` over ``RUNTIMES``."""
+
+    @pytest.fixture(scope="class")
+    def bundles(self) -> dict[str, Bundle]:
+        """One small network in float and in int8."""
+        return {precision: bundle_of("residual", precision) for precision in ("float32", "int8")}
+
+    @pytest.fixture(scope="class", params=["float32", "int8"])
+    def opened(
+        self, name: str, request: pytest.FixtureRequest, bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[Path, Bundle]:
+        """A file for the runtime, and its bundle."""
+        bundle = bundles[request.param]
+        return file_for(name, bundle, tmp_path_factory.mktemp("files")), bundle
+
+    def test_is_registered_and_works_here(self, name: str) -> None:
+        runtime = runtime_for(name)
+        assert runtime.name == name in RUNTIMES
+        found = runtime.availability()
+        assert found.usable, f"{found.reason}; {runtime.install}"
+        assert found.version
+
+    def test_a_batch_gives_what_its_samples_give(self, name: str, opened: tuple[Path, Bundle]) -> None:
+        path, bundle = opened
+        x = networks.images(5).numpy()
+        with target_for("local") as target, target.worker() as worker:
+            worker.open(path, name, Options())
+            together = worker.run(x)[0]
+            single = np.concatenate([worker.run(one[None])[0] for one in x])
+        assert together.shape == (5, networks.CLASSES)
+        assert together.dtype == np.float32
+        # Sums may be ordered otherwise for a batch; in int8 that can move a value across a rounding step.
+        step = 0.0 if bundle.precision == "float32" else 0.2
+        np.testing.assert_allclose(together, single, rtol=1e-4, atol=1e-4 + step)
+
+    def test_tells_what_it_used(self, name: str, opened: tuple[Path, Bundle]) -> None:
+        with target_for("local") as target, target.worker() as worker:
+            facts = worker.open(opened[0], name, Options(threads=2))["facts"]
+        assert facts["threads"] == 2
+        assert facts["version"]
+        assert facts["library"]
+        assert facts["not_honoured"] == []
+
+    def test_taps_are_intermediate_tensors(self, name: str, opened: tuple[Path, Bundle]) -> None:
+        path, bundle = opened
+        assert bundle.samples is not None
+        with target_for("local") as target:
+            with target.worker() as worker:
+                worker.open(path, name, Options())
+                plain = worker.run(bundle.samples.inputs[:1])[0]
+            with target.worker() as worker:
+                worker.open(path, name, Options(taps=("*",)))
+                tapped, taps = worker.run(bundle.samples.inputs[:1])
+        assert len(taps) >= 4
+        step = 0.0 if bundle.precision == "float32" else 0.2
+        np.testing.assert_allclose(tapped, plain, rtol=1e-4, atol=1e-4 + step)
+
+    def test_times_are_positive_and_as_many_as_asked(self, name: str, opened: tuple[Path, Bundle]) -> None:
+        path, bundle = opened
+        assert bundle.samples is not None
+        with target_for("local") as target, target.worker() as worker:
+            load_ms = worker.open(path, name, Options())["load_ms"]
+            timed = worker.time(bundle.samples.inputs[:1], runs=7, seconds=0.0, warmup_runs=1, warmup_seconds=0.0)
+            memory = worker.memory()
+        assert load_ms > 0
+        assert timed["first_run_ms"] > 0
+        assert len(timed["samples_ms"]) == 7
+        assert min(timed["samples_ms"]) > 0
+        assert memory["peak_bytes"] > memory["before_bytes"] > 1 << 20
+
+    def test_a_wrong_shape_is_refused_and_the_worker_lives(self, name: str, opened: tuple[Path, Bundle]) -> None:
+        path, bundle = opened
+        assert bundle.samples is not None
+        with target_for("local") as target, target.worker() as worker:
+            worker.open(path, name, Options())
+            if not worker.opened["metadata"].get("input_shape"):
+                pytest.skip("the file does not tell its shape")
+            with pytest.raises(ExecutionError, match="shape"):
+                worker.run(np.zeros((1, 3, 7, 7), np.float32))
+            assert np.isfinite(worker.run(bundle.samples.inputs[:1])[0]).all()
+
+    @pytest.mark.parametrize("keep", [0, 100, 0.5])
+    def test_a_truncated_file_is_an_error_of_ours(
+        self, name: str, opened: tuple[Path, Bundle], keep: float, tmp_path: Path
+    ) -> None:
+        path, _ = opened
+        target_file = path / "program.pt2" if path.is_dir() else path
+        content = target_file.read_bytes()
+        broken = tmp_path / target_file.name
+        broken.write_bytes(content[: int(keep * len(content)) if keep < 1 else int(keep)])
+        binary = target_file.with_suffix(".bin")
+        if target_file.suffix == ".param":
+            (tmp_path / binary.name).write_bytes(binary.read_bytes())
+        with target_for("local") as target, target.worker() as worker, pytest.raises(ExecutionError, match=str(broken.name)):
+            worker.open(broken, name, Options())
+
+    def test_a_stranger_s_file_is_an_error_of_ours(self, name: str, tmp_path: Path) -> None:
+        suffix = runtime_for(name).suffix
+        (tmp_path / f"noise{suffix}").write_bytes(np.random.default_rng(0).bytes(5000))
+        with target_for("local") as target, target.worker() as worker, pytest.raises(ExecutionError, match="noise"):
+            worker.open(tmp_path / f"noise{suffix}", name, Options())

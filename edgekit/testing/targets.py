@@ -1,0 +1,77 @@
+"""What every target must pass; the fake runtime has the accidents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.errors import ExecutionError, RuntimeUnavailableError, WorkerCrashError, WorkerTimeoutError
+from edgekit.runtimes.runtime import Options
+from edgekit.runtimes.targets.target import Target
+from edgekit.testing.fakes import RUNTIME, write_fake
+
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+class TargetConformance:
+    """Subclass it and give a fixture ``target``."""
+
+    def test_describes_the_machine(self, target: Target) -> None:
+        described = target.describe()
+        for key in ("target", "system", "machine", "cpu", "cpu_flags", "cores", "governor", "clock_khz", "load_average"):
+            assert key in described
+        assert described["target"] == target.name
+
+    def test_runs_a_file(self, target: Target, tmp_path: Path) -> None:
+        path = write_fake(tmp_path / "a.fake", scale=2.0, metadata={"labels": ["β"]})
+        with target.worker() as worker:
+            assert worker.open(path, RUNTIME, Options(threads=3))["facts"]["threads"] == 3
+            assert worker.opened["metadata"] == {"labels": ["β"]}
+            np.testing.assert_array_equal(worker.run(X)[0], 2 * X.sum(1, keepdims=True))
+            assert set(worker.run(X)[1]) == set()
+
+    def test_every_worker_is_a_fresh_process(self, target: Target, tmp_path: Path) -> None:
+        large = write_fake(tmp_path / "large.fake", allocate_bytes=200 << 20)
+        small = write_fake(tmp_path / "small.fake")
+        grown = []
+        for path in (large, small):
+            with target.worker() as worker:
+                worker.open(path, RUNTIME, Options())
+                worker.run(X)
+                memory = worker.memory()
+                grown.append(memory["peak_bytes"] - memory["before_bytes"])
+        assert grown[0] > 190 << 20
+        assert grown[1] < 50 << 20
+
+    @pytest.mark.parametrize("moment", ["open", "invoke"])
+    def test_a_crash_is_an_error_that_names_the_signal(self, target: Target, moment: str, tmp_path: Path) -> None:
+        path = write_fake(tmp_path / "crash.fake", crash=moment)
+        with target.worker() as worker, pytest.raises(WorkerCrashError, match=r"crash\.fake was killed by SIGSEGV"):
+            worker.open(path, RUNTIME, Options())
+            worker.run(X)
+
+    def test_a_hang_is_an_error_in_time(self, target: Target, tmp_path: Path) -> None:
+        path = write_fake(tmp_path / "hang.fake", hang="invoke")
+        with target.worker() as worker:
+            worker.open(path, RUNTIME, Options())
+            with pytest.raises(WorkerTimeoutError, match="gave no answer in 0.5 s"):
+                worker.run(X, timeout_s=0.5)
+
+    def test_what_native_code_prints_does_not_disturb(self, target: Target, tmp_path: Path) -> None:
+        path = write_fake(tmp_path / "chatty.fake", prints='{"error": "failed"}')
+        with target.worker() as worker:
+            worker.open(path, RUNTIME, Options())
+            assert worker.run(X)[0].shape == (2, 1)
+
+    def test_an_unknown_runtime_is_an_error(self, target: Target, tmp_path: Path) -> None:
+        path = write_fake(tmp_path / "a.fake")
+        with target.worker() as worker, pytest.raises(ExecutionError, match="no runtime is called 'nope'"):
+            worker.open(path, "nope", Options())
+
+    def test_a_missing_library_is_told_with_its_remedy(self, target: Target, tmp_path: Path) -> None:
+        path = write_fake(tmp_path / "a.fake")
+        with target.worker() as worker, pytest.raises(RuntimeUnavailableError, match="no_such_library") as caught:
+            worker.open(path, "edgekit.testing.fakes:MissingRuntime", Options())
+        assert caught.value.remedy == "pip install no-such-library"

@@ -1,0 +1,117 @@
+"""Measuring and comparing, on the fake runtime and on simulated samples."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.runtimes.measure import Cell, Measurement, Plan, compare, interval, measure
+from edgekit.runtimes.targets.local import LocalTarget
+from edgekit.testing.fakes import RUNTIME, write_fake
+
+X = np.zeros((1, 4), np.float32)
+QUICK = Plan(rounds=3, runs=20, seconds=0.0, warmup_runs=1, warmup_seconds=0.0)
+
+
+def _cell(path: Path) -> Cell:
+    return Cell(label=path.stem, path=path, runtime=RUNTIME)
+
+
+def test_latency_ratio_and_verdict_of_known_latencies(tmp_path: Path) -> None:
+    cells = [_cell(write_fake(tmp_path / f"{ms}.fake", latency_ms=ms)) for ms in (4.0, 2.0)]
+    slow, fast = measure(cells, [X, X], LocalTarget(), QUICK)
+    assert slow.percentile(50) == pytest.approx(4.0, rel=0.2)
+    assert fast.percentile(50) == pytest.approx(2.0, rel=0.2)
+    assert len(fast.samples_ms) == 3 * 20
+    found = compare(fast, slow)
+    assert found.verdict == "faster"
+    assert found.low <= found.ratio <= found.high < 1
+    assert found.ratio == pytest.approx(0.5, rel=0.2)
+    assert compare(slow, fast).verdict == "slower"
+
+
+def test_a_cell_that_fails_is_a_result_and_the_others_are_measured(tmp_path: Path) -> None:
+    crash = write_fake(tmp_path / "crash.fake", crash="invoke")
+    good = write_fake(tmp_path / "good.fake", latency_ms=0.1)
+    broken, fine = measure([_cell(crash), _cell(good)], [X, X], LocalTarget(), QUICK)
+    assert "SIGSEGV" in broken.error
+    assert broken.rounds_ms == ()
+    assert not fine.error
+    assert len(fine.rounds_ms) == 3
+
+
+def test_load_first_run_and_memory_stand_apart(tmp_path: Path) -> None:
+    (found,) = measure([_cell(write_fake(tmp_path / "a.fake", allocate_bytes=64 << 20))], [X], LocalTarget(), QUICK)
+    assert len(found.load_ms) == len(found.first_run_ms) == 3
+    assert found.peak_memory_bytes is not None
+    assert 60 << 20 < found.peak_memory_bytes < 100 << 20
+    assert found.size_bytes == (tmp_path / "a.fake").stat().st_size
+    raw = found.to_dict()["raw"]["rounds_ms"]
+    assert [len(one) for one in raw] == [20, 20, 20]
+
+
+def _rounds(rng: np.random.Generator, machine: np.ndarray, factor: float) -> list[list[float]]:
+    """Samples with the machine's state shared in a round, a state of each process, and jitter of each run."""
+    return [list(factor * m * np.exp(rng.normal(0, 0.03)) * np.exp(rng.normal(0, 0.05, 40))) for m in machine]
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(40):
+        machine = np.exp(rng.normal(0, 0.1, 8))
+        low, high = interval(_rounds(rng, machine, 0.9), _rounds(rng, machine, 1.0), seed)
+        hits += low <= 0.9 <= high
+    # 95 % of 40 is 38; a bootstrap over 8 rounds is a little short of its name, 33 would be 2.6 standard errors below.
+    assert hits >= 33
+
+
+def test_the_same_file_twice_is_no_difference() -> None:
+    rng = np.random.default_rng(1)
+    machine = np.exp(rng.normal(0, 0.1, 8))
+    cell = Cell(label="a", path=Path("a"), runtime="x")
+    a, b = (
+        Measurement(cell=cell, size_bytes=1, sha256="", rounds_ms=tuple(map(tuple, _rounds(rng, machine, 1.0)))) for _ in range(2)
+    )
+    assert compare(a, b).verdict == "no difference"
+
+
+def test_too_few_rounds_give_no_interval() -> None:
+    with pytest.raises(ValueError, match="at least 3"):
+        Plan(rounds=2)
+    with pytest.raises(ValueError, match="at least 3"):
+        interval([[1.0]] * 2, [[1.0]] * 2)
+
+
+def test_a_killed_command_leaves_no_worker_behind(tmp_path: Path) -> None:
+    path = write_fake(tmp_path / "hang.fake", hang="invoke")
+    program = (
+        "import numpy as np, sys\n"
+        "from pathlib import Path\n"
+        "from edgekit.runtimes.runtime import Options\n"
+        "from edgekit.runtimes.targets.local import LocalTarget\n"
+        "from edgekit.testing.fakes import RUNTIME\n"
+        "with LocalTarget().worker() as worker:\n"
+        "    worker.open(Path(sys.argv[1]), RUNTIME, Options())\n"
+        "    print(worker._process.pid, flush=True)\n"
+        "    worker.run(np.zeros((1, 4), np.float32))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    time.sleep(0.3)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    for _ in range(50):
+        state = Path(f"/proc/{pid}/stat")
+        # Gone, or a zombie that its new parent has not collected yet.
+        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail(f"the worker {pid} outlived its command")
