@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -60,6 +61,8 @@ def compress(
     if not ordered:
         raise UsageError("there is no step to apply", "Give --step NAME or --recipe FILE.")
     dataset = load_data(data) if isinstance(data, str) else data
+    if dataset is not None:
+        bundle.check_labels(dataset)
     work = _work_folder(Path(output)) if output is not None else None
     context = Context(data=dataset, device=device, seed=seed, progress=progress)
     state = _fingerprint(bundle, dataset, seed)
@@ -91,8 +94,10 @@ def _run(bundle: Bundle, step: Step, before: Sequence[Step], context: Context, f
         result, report = step.apply(bundle, replace(context, checkpoints=checkpoints))
         step.ensures(bundle, result)
     except EdgekitError as error:
+        _remove_empty(checkpoints)
         passed = f" (after {', '.join(s.name for s in before)})" if before else ""
-        where = f"the step {step.name}{passed}: "
+        # A step that names itself need not be named again.
+        where = "" if error.what.startswith(step.name) and not passed else f"the step {step.name}{passed}: "
         if isinstance(error, UsageError):
             raise UsageError(where + error.what, error.remedy) from error
         raise StepError(where + error.what, error.remedy) from error
@@ -103,6 +108,14 @@ def _run(bundle: Bundle, step: Step, before: Sequence[Step], context: Context, f
             shutil.rmtree(checkpoints, ignore_errors=True)
         result = replace(Bundle.load(finished), path=None)
     return result
+
+
+def _remove_empty(folder: Path | None) -> None:
+    """Removes a step's folders that hold nothing to resume from: a refused command leaves no trace."""
+    for path in (folder, *(folder.parents[:2] if folder is not None else ())):
+        with contextlib.suppress(OSError):  # not empty
+            if path is not None:
+                path.rmdir()
 
 
 def _with_samples(bundle: Bundle, dataset: Dataset) -> Bundle:

@@ -65,7 +65,7 @@ class Context:
             UsageError: If there is none.
         """
         if self.data is None:
-            raise UsageError(f"the step {step} needs data", "Give --data, for example --data digits.")
+            raise UsageError(f"{step} needs data, and none was given", "Give --data, for example --data digits.")
         return self.data
 
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import platform
 import zipfile
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.export import ExportedProgram
@@ -26,8 +27,11 @@ from torch.fx import GraphModule
 
 import edgekit.program as programs
 from edgekit.data.preprocessing import Preprocessing
-from edgekit.errors import BundleError
+from edgekit.errors import BundleError, DataError
 from edgekit.files import atomic_folder, sha256_file
+
+if TYPE_CHECKING:
+    from edgekit.data.dataset import Dataset
 
 SCHEMA = 1
 _FILES = ("program.pt2", "samples.npz")
@@ -144,6 +148,20 @@ class Bundle:
             "steps": list(self.steps),
             "metrics": self.metrics,
         }
+
+    def check_labels(self, dataset: Dataset) -> None:
+        """Checks that the network has an output for every label of a data set.
+
+        Raises:
+            DataError: If not.
+        """
+        outputs = math.prod(self._output_shape())
+        highest = max(int(split.labels.max(initial=-1)) for split in (dataset.train, dataset.validation, dataset.test))
+        if highest >= outputs:
+            raise DataError(
+                f"{dataset.name} has labels up to {highest}, and the network gives {outputs} outputs",
+                f"Labels must run from 0 to {outputs - 1}: take the data that the network was trained for.",
+            )
 
     def _output_shape(self) -> list[int]:
         return list(programs.shape_of(programs.output_node(self.module()))[1:])

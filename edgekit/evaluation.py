@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.errors import DataError
+
 if TYPE_CHECKING:
     import torch
 
@@ -62,8 +64,16 @@ def from_logits(logits: np.ndarray, labels: np.ndarray, names: Sequence[str] = (
         logits: Shape (n, classes).
         labels: Shape (n,).
         names: Class names.
+
+    Raises:
+        DataError: If a label has no output.
     """
     n, classes = logits.shape
+    if n and int(labels.max()) >= classes:
+        raise DataError(
+            f"there are labels up to {int(labels.max())}, and {classes} outputs",
+            "Take the data that the network was trained for.",
+        )
     finite = np.where(np.isfinite(logits), logits, -np.inf)
     right = finite[np.arange(n), labels]
     # How many other classes are at least as large.

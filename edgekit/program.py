@@ -58,13 +58,17 @@ def export_program(module: torch.nn.Module, input_shape: Sequence[int], *, origi
     reference = next((p for p in module.parameters()), None)
     if reference is not None:
         example = example.to(reference.device)
+    said = io.StringIO()
     try:
-        with quiet(), torch.no_grad():
+        # torch prints the graph so far when it gives up; the user's line in it is worth keeping, the rest is not.
+        with quiet(), torch.no_grad(), contextlib.redirect_stderr(said):
             program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = re.findall(r"# File: (.*?), code: (.*)", said.getvalue())
+        where = f" at {lines[-1][0]} ({lines[-1][1].strip()})" if lines else ""
         raise SourceError(
-            f"{origin} can't be exported with inputs of shape (batch, {', '.join(map(str, input_shape))}): {first}",
+            f"{origin} can't be exported with inputs of shape (batch, {', '.join(map(str, input_shape))}){where}: {first}",
             "torch.export must be able to trace the network with a free batch dimension: look for a wrong input shape "
             "(--input-shape), control flow that depends on values, or a batch size written into a view.",
         ) from error
@@ -115,6 +119,9 @@ def set_training(module: GraphModule, training: bool) -> GraphModule:
     return module
 
 
+_TALKATIVE = (
+    "torch.onnx", "torch.export", "torch._export", "torch.utils._pytree", "torch.fx.experimental.symbolic_shapes",
+)  # fmt: skip
 _TRAINING_FLAG: dict[Any, int] = {
     aten.batch_norm.default: 5,
     aten.dropout.default: 2,
@@ -410,7 +417,7 @@ def _safe_expression(expression: str) -> bool:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences torch's notices about its own internals (missing torchvision, deprecations of its own calls)."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "torch.utils._pytree")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -97,7 +97,8 @@ def _pnnx(module: GraphModule, lowered: Lowered, folder: Path) -> tuple[Path, Pa
     spec = importlib.util.find_spec("pnnx")
     if spec is None or spec.origin is None:
         raise ExportError("pnnx is not installed", "pip install pnnx")
-    save(to_onnx(module, lowered.input_shape, batch=1), folder / "model.onnx")
+    model = to_onnx(module, lowered.input_shape, batch=1)
+    save(model, folder / "model.onnx")
     names = {
         "pnnxparam": "m.pnnx.param", "pnnxbin": "m.pnnx.bin", "pnnxpy": "m_pnnx.py", "pnnxonnx": "m.pnnx.onnx",
         "ncnnparam": "m.ncnn.param", "ncnnbin": "m.ncnn.bin", "ncnnpy": "m_ncnn.py",
@@ -118,7 +119,11 @@ def _pnnx(module: GraphModule, lowered: Lowered, folder: Path) -> tuple[Path, Pa
     if done.returncode or not param.is_file() or not binary.is_file():
         how = f"died by signal {-done.returncode}" if done.returncode < 0 else f"failed with exit code {done.returncode}"
         lines = [line for line in (done.stderr + done.stdout).strip().splitlines() if line.strip()]
-        raise ExportError(f"pnnx {how}: {lines[-1] if lines else 'no message'}", "An operator may have no ncnn form.")
+        said = lines[-1] if lines else "no message"
+        suspects = sorted({node.op_type for node in model.graph.node if re.search(rf"\b{node.op_type}\b", said)})
+        raise ExportError(
+            f"pnnx {how}: {said}", f"{' and '.join(suspects) or 'An operator'} may have no ncnn form: write that part otherwise."
+        )
     return param, binary
 
 
@@ -130,17 +135,18 @@ def _refuse_unknown(layers: list[Layer], module: GraphModule) -> None:
         if _is_known(ncnn, layer.type):
             continue
         short = re.split(r"[.:]", layer.type)[-1].lower()
-        suspects = [
-            node
-            for node in module.graph.nodes
-            if node.op == "call_function" and short in str(node.target).lower().replace("_", "")
-            or node.op == "call_function" and short in str(node.target).lower()
-        ]
+        suspects = [node for node in module.graph.nodes if node.op == "call_function" and _resembles(node, short)]
         where = f" at {layer_name(suspects[0])} (node {suspects[0].name}, {suspects[0].target})" if suspects else ""
         raise UnsupportedOperatorError(
             f"ncnn has no operator {layer.type}{where}",
             "Write that part of the model with operators that ncnn has, or leave ncnn out of --to.",
         )
+
+
+def _resembles(node: Node, layer_type: str) -> bool:
+    """Whether a converter may have made a layer type (in lower case) of this node: it renames, ``gather`` to ``gatherelements``."""
+    operator = str(node.target).split(".")[1].replace("_", "") if "." in str(node.target) else ""
+    return len(operator) > 2 and (operator in layer_type or layer_type.replace("_", "") in operator)
 
 
 def _is_known(ncnn: Any, layer_type: str) -> bool:
