@@ -58,7 +58,9 @@ def main() -> None:
     original = made(work / "original", original_at)
     int8 = made(work / "int8", lambda path: edgekit.compress(original, "quantize", data, output=path, progress=log))
     pruned = made(work / "pruned", lambda path: edgekit.compress(original, PRUNE, data, output=path, progress=log))
-    pruned_int8 = made(work / "pruned-int8", lambda path: edgekit.compress(pruned, "quantize", data, output=path, progress=log))
+    pruned_int8 = made(
+        work / "pruned-int8", lambda path: edgekit.compress(pruned, "quantize", data, output=path, progress=log)
+    )
 
     exports: dict[str, Any] = {}
     for name, bundle in {"original": original, "int8": int8, "pruned": pruned, "pruned-int8": pruned_int8}.items():
@@ -108,7 +110,9 @@ def between(bundle: Bundle, data: Any, images: int) -> dict[str, Any]:
     step = float(node.args[1])  # type: ignore[arg-type]
     with target_for("local") as target:
         onnx, tflite = (
-            evaluate_file(exports / f"model.int8{suffix}", runtime, target, data.test, bundle.preprocessing, limit=images)
+            evaluate_file(
+                exports / f"model.int8{suffix}", runtime, target, data.test, bundle.preprocessing, limit=images
+            )
             for suffix, runtime in ((".onnx", "onnxruntime"), (".tflite", "tflite"))
         )
     steps = np.abs(onnx.logits - tflite.logits) / step

@@ -140,4 +140,3 @@ def _fingerprint(bundle: Bundle, dataset: Dataset | None, seed: int) -> str:
 
 def _mix(state: str, value: Any) -> str:
     return hashlib.sha256((state + json.dumps(value, sort_keys=True)).encode()).hexdigest()
-

@@ -133,7 +133,12 @@ def _covers(node: Node) -> bool:
 def _meets_its_pair(node: Node) -> bool:
     """Whether a slice is only read by one over the other dimension, which will take it along."""
     users = list(node.users)
-    return len(users) == 1 and users[0].target is aten.slice.Tensor and _strides_space(users[0]) and users[0].args[1] != node.args[1]
+    return (
+        len(users) == 1
+        and users[0].target is aten.slice.Tensor
+        and _strides_space(users[0])
+        and users[0].args[1] != node.args[1]
+    )
 
 
 def _strides_space(node: Node) -> bool:

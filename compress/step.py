@@ -149,8 +149,21 @@ def describe_steps() -> list[dict[str, Any]]:
             f.name: "required" if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(cls)
         }
         example = f"{name}:{cls.example}" if cls.example else name
-        rows.append({"name": name, "summary": cls.summary, "source": cls.source, "example": example, "settings": fields})
+        rows.append(
+            {"name": name, "summary": cls.summary, "source": cls.source, "example": example, "settings": fields}
+        )
     return rows
 
 
-__all__ = ["STEPS", "Context", "Progress", "Step", "StepError", "describe_steps", "make_step", "no_progress", "parse_step", "step_class"]
+__all__ = [
+    "STEPS",
+    "Context",
+    "Progress",
+    "Step",
+    "StepError",
+    "describe_steps",
+    "make_step",
+    "no_progress",
+    "parse_step",
+    "step_class",
+]

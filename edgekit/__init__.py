@@ -43,4 +43,4 @@ def __getattr__(name: str) -> Any:
     return getattr(loaded, attribute) if attribute else loaded
 
 
-__all__ = ["Bundle", "bench", "compress", "export", "load", "load_data", "verify"]  # noqa: F822
+__all__ = ["Bundle", "bench", "compress", "export", "load", "load_data", "verify"]

@@ -91,7 +91,9 @@ class BenchResult:
     def not_honoured(self) -> tuple[str, ...]:
         """Every delegate or option that was asked for and not done."""
         return tuple(
-            f"{row.measurement.cell.label}: {text}" for row in self.rows for text in row.measurement.facts.get("not_honoured", ())
+            f"{row.measurement.cell.label}: {text}"
+            for row in self.rows
+            for text in row.measurement.facts.get("not_honoured", ())
         )
 
     def to_dict(self, *, raw: bool = True) -> dict[str, Any]:
@@ -212,9 +214,9 @@ def _path_of(item: str | Path | Bundle) -> Path:
 def _candidates(paths: Sequence[Path], runtimes: Sequence[str], threads: Sequence[int]) -> list[_Candidate]:
     from edgekit.export.run import exported_files
 
-    for name in runtimes:
-        if name not in RUNTIMES:
-            raise UnknownNameError("runtime", name, RUNTIMES)
+    for wanted in runtimes:
+        if wanted not in RUNTIMES:
+            raise UnknownNameError("runtime", wanted, RUNTIMES)
     found = []
     for item, path in enumerate(paths):
         if path.is_dir():
@@ -254,7 +256,9 @@ def _baseline_index(paths: Sequence[Path], baseline: str | Path | None) -> int |
     for index, path in enumerate(paths):
         if path.resolve() == Path(baseline).resolve():
             return index
-    raise UsageError(f"the baseline {baseline} is not among what is measured", "Name it among the files or bundles too.")
+    raise UsageError(
+        f"the baseline {baseline} is not among what is measured", "Name it among the files or bundles too."
+    )
 
 
 def _probe(candidate: _Candidate, target: Target, dataset: Dataset | None, batch: int) -> None:
@@ -330,7 +334,9 @@ def _row(
     notes = list(measured.facts.get("not_honoured", ()))
     outside = measured.facts.get("operators_outside_delegate") or []
     if outside:
-        notes.append(f"{len(outside)} operators outside of {measured.facts.get('delegate')}: {', '.join(sorted(set(outside)))}")
+        notes.append(
+            f"{len(outside)} operators outside of {measured.facts.get('delegate')}: {', '.join(sorted(set(outside)))}"
+        )
     if isinstance(accuracy, str):
         notes.append(accuracy)
     return Row(
@@ -358,13 +364,17 @@ def _compared(rows: list[Row], candidates: Sequence[_Candidate], reference: int 
     if reference is None:
         return rows
     compared = []
-    for row, candidate in zip(rows, candidates, strict=True):
+    for row in rows:
         base = _base_of(row, rows, candidates, reference)
         if base is None or base is row or row.measurement.error or base.measurement.error:
             compared.append(row)
             continue
         difference = None
-        if row.accuracy is not None and base.accuracy is not None and len(row.accuracy.labels) == len(base.accuracy.labels):
+        if (
+            row.accuracy is not None
+            and base.accuracy is not None
+            and len(row.accuracy.labels) == len(base.accuracy.labels)
+        ):
             difference = paired_difference(base.accuracy, row.accuracy)
         compared.append(
             replace(

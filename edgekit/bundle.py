@@ -94,7 +94,9 @@ class Bundle:
     def precision(self) -> str:
         """``int8`` when the program holds quantized weights, else ``float32``."""
         nodes = self.program.graph.nodes
-        return "int8" if any(n.target is programs.quantized.dequantize_per_channel.default for n in nodes) else "float32"
+        return (
+            "int8" if any(n.target is programs.quantized.dequantize_per_channel.default for n in nodes) else "float32"
+        )
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -176,7 +178,9 @@ class Bundle:
         path = Path(path)
         description = path / "bundle.json"
         if not description.is_file():
-            raise BundleError(f"{path} is no bundle: it holds no bundle.json", "Make one with `edgekit compress … -o DIR`.")
+            raise BundleError(
+                f"{path} is no bundle: it holds no bundle.json", "Make one with `edgekit compress … -o DIR`."
+            )
         try:
             content = json.loads(description.read_text(encoding="utf-8"))
             if content["schema"] != SCHEMA:
@@ -233,4 +237,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-

@@ -150,7 +150,9 @@ def cost_of(program: ExportedProgram | GraphModule) -> Cost:
         if node.op != "call_function" or node.target in _MOVES_NOTHING or not hasattr(node.target, "_schema"):
             continue
         stored = _stored(node)
-        parameters = sum(attribute(module, name).numel() for name, is_weight in stored if is_weight and name not in counted)
+        parameters = sum(
+            attribute(module, name).numel() for name, is_weight in stored if is_weight and name not in counted
+        )
         size = sum(attribute(module, name).nbytes for name, _ in stored if name not in counted)
         counted.update(name for name, _ in stored)
         macs_rule = MACS.get(node.target)

@@ -61,6 +61,11 @@ def run_demo(output: str | Path, progress: Progress = no_progress) -> DemoResult
         export(bundle, formats, data=data, progress=progress)
     folders = tuple(output / name for name in ("original", "pruned", "pruned-int8"))
     measured = bench(
-        folders, runtimes=("onnxruntime", "tflite", "ncnn"), data=data, baseline=folders[0], plan=PLAN, progress=progress
+        folders,
+        runtimes=("onnxruntime", "tflite", "ncnn"),
+        data=data,
+        baseline=folders[0],
+        plan=PLAN,
+        progress=progress,
     )
     return DemoResult(folders, measured, left_out)

@@ -85,7 +85,9 @@ def from_logits(logits: np.ndarray, labels: np.ndarray, names: Sequence[str] = (
     for index in range(classes):
         chosen = labels == index
         top1 = float(hit[chosen].mean() * 100) if chosen.any() else None
-        rows.append({"label": names[index] if index < len(names) else str(index), "count": int(chosen.sum()), "top1": top1})
+        rows.append(
+            {"label": names[index] if index < len(names) else str(index), "count": int(chosen.sum()), "top1": top1}
+        )
     return Evaluation(
         top1=share * 100,
         top5=float((rank < 5).mean() * 100) if n else 0.0,

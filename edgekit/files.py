@@ -91,6 +91,10 @@ def disk_errors(path: Path) -> Iterator[None]:
         place = Path(os.path.abspath(path))
         wrong = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
         # Only for the place itself and what leads to it: another missing file is another matter.
-        if wrong and error.filename and (Path(error.filename).parent == place.parent or Path(error.filename) in place.parents):
+        if (
+            wrong
+            and error.filename
+            and (Path(error.filename).parent == place.parent or Path(error.filename) in place.parents)
+        ):
             raise EdgekitError(f"{path} can't be written: {error.strerror}", "Choose another folder.") from error
         raise

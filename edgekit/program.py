@@ -39,7 +39,9 @@ _SAFE_CALLS = re.compile(
 )
 
 
-def export_program(module: torch.nn.Module, input_shape: Sequence[int], *, origin: str = "the model") -> ExportedProgram:
+def export_program(
+    module: torch.nn.Module, input_shape: Sequence[int], *, origin: str = "the model"
+) -> ExportedProgram:
     """Exports a module once, with a free batch dimension.
 
     Args:
@@ -342,7 +344,9 @@ def load_pt2(path: Path) -> ExportedProgram:
     """
     path = Path(path)
     if not path.is_file():
-        raise SourceError(f"{path} does not exist or is no file", "Give the path of a file written by torch.export.save.")
+        raise SourceError(
+            f"{path} does not exist or is no file", "Give the path of a file written by torch.export.save."
+        )
     safe = io.BytesIO()
     try:
         with zipfile.ZipFile(path) as source, zipfile.ZipFile(safe, "w") as target:

@@ -1,10 +1,10 @@
 """A recipe: an ordered list of steps as YAML.
 
-    # recipe.yaml
-    - step: prune-channels
-      macs: 0.5
-      epochs: 8
-    - step: quantize
+# recipe.yaml
+- step: prune-channels
+  macs: 0.5
+  epochs: 8
+- step: quantize
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def load_recipe(path: Path) -> list[Step]:
         if isinstance(entry, str):
             entry = {"step": entry}
         if not isinstance(entry, dict) or not isinstance(entry.get("step"), str):
-            raise UsageError(f"entry {position} of {path} names no step", "Write it as `- step: NAME` with its settings below.")
+            raise UsageError(
+                f"entry {position} of {path} names no step", "Write it as `- step: NAME` with its settings below."
+            )
         steps.append(make_step(entry["step"], {str(k): v for k, v in entry.items() if k != "step"}))
     return steps
 

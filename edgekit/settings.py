@@ -38,7 +38,9 @@ def build(cls: type[T], values: Mapping[str, Any], *, what: str) -> T:
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in converted:
-            raise UsageError(f"{what} needs the setting {name!r}", f"For example {name}=…; see `edgekit compress --help`.")
+            raise UsageError(
+                f"{what} needs the setting {name!r}", f"For example {name}=…; see `edgekit compress --help`."
+            )
     try:
         return cls(**converted)
     except ValueError as error:
@@ -47,9 +49,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, what: str) -> T:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """The settings as plain JSON or YAML values; :func:`build` takes them back."""
-    return {
-        f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init
-    }
+    return {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}
 
 
 def parse_text(text: str) -> dict[str, str]:
@@ -97,7 +97,9 @@ def _convert(hint: Any, value: Any, what: str) -> Any:
         return value
     if origin is tuple:
         items = _split(value.strip().strip("[]")) if isinstance(value, str) else list(value)
-        return tuple(_convert(typing.get_args(hint)[0], item.strip() if isinstance(item, str) else item, what) for item in items)
+        return tuple(
+            _convert(typing.get_args(hint)[0], item.strip() if isinstance(item, str) else item, what) for item in items
+        )
     if hint is bool:
         if isinstance(value, bool):
             return value

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from edgekit.data.augmentation import augment
+from edgekit.data.dataset import to_inputs
 from edgekit.errors import StepError, UsageError
 from edgekit.evaluation import evaluate
 from edgekit.files import atomic_file
@@ -139,9 +140,7 @@ def train(
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     set_training(module, False)
     history = tuple(run.history)
-    return TrainingResult(
-        history, run.best_epoch, run.best_top1, float(history[-1]["validation_top1"]), resumed
-    )
+    return TrainingResult(history, run.best_epoch, run.best_top1, float(history[-1]["validation_top1"]), resumed)
 
 
 class _Run:
@@ -207,7 +206,7 @@ class _Run:
     def _batch(self, chosen: np.ndarray, seed: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         split = self.dataset.train
         images = augment(split.images(chosen), self.augmentation, seed)
-        x = self.preprocessing(images) if self.preprocessing is not None else np.asarray(images, np.float32)
+        x = to_inputs(images, self.preprocessing)
         tensor = torch.from_numpy(np.ascontiguousarray(x))
         if tensor.dim() == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)

@@ -120,7 +120,7 @@ def _same_layer(node: Node) -> list[Node]:
     """The places where a file may show a layer's value: behind it, behind its activation, behind their quantizer."""
     places = [node]
     current = node
-    while len(users := [user for user in current.users]) == 1:
+    while len(users := list(current.users)) == 1:
         current = users[0]
         if RULES.get(current.target) is not Role.FUSED and current.target not in (Q, DQ):
             break
@@ -131,7 +131,7 @@ def _same_layer(node: Node) -> list[Node]:
 
 def _layouts(tap: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
     """The tap in every layout in which it has the reference's shape."""
-    found = []
+    found: list[np.ndarray] = []
     if tap.size != int(np.prod(shape)) or tap.dtype.kind not in "fiu":
         return found
     if tap.shape == shape or tap.ndim < 4 or len(shape) < 4:

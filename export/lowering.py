@@ -38,9 +38,7 @@ def expand_weights(module: GraphModule) -> None:
             set_attribute(module, name, dequantized_weight(module, node))
             with module.graph.inserting_before(node):
                 source = module.graph.get_attr(name)
-                q = module.graph.call_function(
-                    quantized.quantize_per_channel.default, (source, *node.args[1:])
-                )
+                q = module.graph.call_function(quantized.quantize_per_channel.default, (source, *node.args[1:]))
             source.meta["val"] = q.meta["val"] = node.meta["val"]
             node.update_arg(0, q)
     finish(module)

@@ -59,7 +59,7 @@ class NcnnExporter(Exporter):
             in_float = [node for node in weight_nodes(module) if _is_grouped(node)]
             _to_symmetric(module, in_float)
             notes += [
-                f"{layer_name(node)} computes in float: ncnn has one weight scale for a group of channels, and its weights one each"
+                f"{layer_name(node)} computes in float: ncnn has one weight scale for a group of channels"
                 for node in in_float
             ]
             notes.append(
@@ -117,12 +117,15 @@ def _pnnx(module: GraphModule, lowered: Lowered, folder: Path) -> tuple[Path, Pa
         raise ExportError(f"pnnx gave no result in {TIMEOUT_S} s and was stopped") from error
     param, binary = folder / names["ncnnparam"], folder / names["ncnnbin"]
     if done.returncode or not param.is_file() or not binary.is_file():
-        how = f"died by signal {-done.returncode}" if done.returncode < 0 else f"failed with exit code {done.returncode}"
+        how = (
+            f"died by signal {-done.returncode}" if done.returncode < 0 else f"failed with exit code {done.returncode}"
+        )
         lines = [line for line in (done.stderr + done.stdout).strip().splitlines() if line.strip()]
         said = lines[-1] if lines else "no message"
         suspects = sorted({node.op_type for node in model.graph.node if re.search(rf"\b{node.op_type}\b", said)})
         raise ExportError(
-            f"pnnx {how}: {said}", f"{' and '.join(suspects) or 'An operator'} may have no ncnn form: write that part otherwise."
+            f"pnnx {how}: {said}",
+            f"{' and '.join(suspects) or 'An operator'} may have no ncnn form: write that part otherwise.",
         )
     return param, binary
 
@@ -144,7 +147,7 @@ def _refuse_unknown(layers: list[Layer], module: GraphModule) -> None:
 
 
 def _resembles(node: Node, layer_type: str) -> bool:
-    """Whether a converter may have made a layer type (in lower case) of this node: it renames, ``gather`` to ``gatherelements``."""
+    """Whether a layer type (in lower case) may come of this node: converters rename, ``gather`` to ``gatherelements``."""
     operator = str(node.target).split(".")[1].replace("_", "") if "." in str(node.target) else ""
     return len(operator) > 2 and (operator in layer_type or layer_type.replace("_", "") in operator)
 
@@ -272,5 +275,3 @@ def _keep_int8_between(layers: list[Layer]) -> None:
 def _input_scale_of(layer: Layer) -> np.ndarray:
     bias = layer.integer(5)
     return layer.arrays[2 + bias]
-
-

@@ -111,7 +111,13 @@ def read_weights(layers: list[Layer], path: Path) -> None:
     reader = _Reader(path.read_bytes())
     for layer in layers:
         layer.arrays = []
-        if layer.type in ("Convolution", "Convolution1D", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionDepthWise"):
+        if layer.type in (
+            "Convolution",
+            "Convolution1D",
+            "ConvolutionDepthWise",
+            "Deconvolution",
+            "DeconvolutionDepthWise",
+        ):
             layer.arrays.append(reader.tagged(layer.integer(6)))
             if layer.integer(5):
                 layer.arrays.append(reader.bare(layer.integer(0)))
@@ -134,7 +140,9 @@ def read_weights(layers: list[Layer], path: Path) -> None:
                 "Keep the network in float for ncnn.",
             )
     if reader.position != len(reader.content):
-        raise ExportError(f"the ncnn .bin file has {len(reader.content) - reader.position} bytes more than its layers need")
+        raise ExportError(
+            f"the ncnn .bin file has {len(reader.content) - reader.position} bytes more than its layers need"
+        )
 
 
 _WITH_OTHER_WEIGHTS = {

@@ -70,7 +70,6 @@ def to_onnx(module: GraphModule, input_shape: tuple[int, ...], *, batch: int | N
     Raises:
         UnsupportedOperatorError: If ONNX has no form of an operator; it is named with its layer.
     """
-    import onnx
 
     example = torch.zeros(batch or 2, *input_shape)
     with quiet(), torch.no_grad():
@@ -144,7 +143,11 @@ def activations_to_uint8(model: onnx.ModelProto) -> None:
     produced = {name for node in model.graph.node for name in node.output} | {i.name for i in model.graph.input}
     moved: dict[int, str] = {}
     for node in model.graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3 or node.input[0] not in produced:
+        if (
+            node.op_type not in ("QuantizeLinear", "DequantizeLinear")
+            or len(node.input) < 3
+            or node.input[0] not in produced
+        ):
             continue
         zero_point = numpy_helper.to_array(constants[node.input[2]])
         if zero_point.dtype != np.int8 or zero_point.ndim:
@@ -180,7 +183,11 @@ def biases_to_int32(model: onnx.ModelProto) -> None:
         if bias.dtype.kind != "f" or np.abs(rounded).max(initial=0) > _INT32.max:
             continue
         zeros = np.zeros(scale.shape, np.int32)
-        for suffix, array in (("_int32", rounded.astype(np.int32)), ("_scale", scale.astype(np.float32)), ("_zero", zeros)):
+        for suffix, array in (
+            ("_int32", rounded.astype(np.int32)),
+            ("_scale", scale.astype(np.float32)),
+            ("_zero", zeros),
+        ):
             model.graph.initializer.append(numpy_helper.from_array(array, name + suffix))
         inputs = [f"{name}_int32", f"{name}_scale", f"{name}_zero"]
         dequantize = helper.make_node("DequantizeLinear", inputs, [f"{name}_dequantized"], axis=0)

@@ -133,14 +133,20 @@ def export(
 
 
 def _proof(bundle: Bundle, data: Dataset | str | None, images: int, progress: Progress) -> _Proof:
-    dataset = load_data(data or bundle.data) if isinstance(data or bundle.data or None, str) else data
+    reference = data if data is not None else bundle.data or None
+    dataset = load_data(reference) if isinstance(reference, str) else reference
     if dataset is not None:
         split, limit = dataset.test, min(images, len(dataset.test))
         described = {"reference": dataset.name, "split": "test", "images": limit, "digest": split.digest}
         split = split if limit == len(split) else split.part(np.arange(limit))
     elif bundle.samples is not None:
         split = Split(bundle.samples.inputs, bundle.samples.labels)
-        described = {"reference": "the samples in the bundle", "split": "samples", "images": len(split), "digest": split.digest}
+        described = {
+            "reference": "the samples in the bundle",
+            "split": "samples",
+            "images": len(split),
+            "digest": split.digest,
+        }
     else:
         raise UsageError(
             "there is nothing to prove the files on: the bundle has seen no data",
@@ -327,7 +333,8 @@ def _verify_one(path: Path, bundle: Bundle, target: Target) -> dict[str, Any]:
     record = _read_record(path)
     if record["bundle"] != bundle.fingerprint:
         raise ParityError(
-            f"{path} was made from another bundle than {bundle.path}", "Export it again, or name its bundle with --bundle."
+            f"{path} was made from another bundle than {bundle.path}",
+            "Export it again, or name its bundle with --bundle.",
         )
     changed = [
         name
@@ -361,12 +368,15 @@ def _read_record(path: Path) -> dict[str, Any]:
     place = record_of(path)
     if not place.is_file():
         raise UsageError(
-            f"{path} has no record of a proof ({place.name} is missing)", "Only files written by edgekit export can be verified."
+            f"{path} has no record of a proof ({place.name} is missing)",
+            "Only files written by edgekit export can be verified.",
         )
     try:
         record: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA:
-            raise BundleError(f"{place} has schema {record['schema']}, this edgekit reads {SCHEMA}", "Export the file again.")
+            raise BundleError(
+                f"{place} has schema {record['schema']}, this edgekit reads {SCHEMA}", "Export the file again."
+            )
         missing = {"bundle", "files", "format", "precision", "layers"} - record.keys()
         if missing:
             raise KeyError(", ".join(sorted(missing)))

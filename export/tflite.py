@@ -90,4 +90,6 @@ def _failure(module: GraphModule, done: subprocess.CompletedProcess[str]) -> Exp
     lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
     reason = f"died by signal {-done.returncode}" if done.returncode < 0 else "failed"
     last = lines[-1].strip() if lines else "no message"
-    return ExportError(f"the TFLite converter {reason}: {last}", "The operator may have no TFLite form; see the message.")
+    return ExportError(
+        f"the TFLite converter {reason}: {last}", "The operator may have no TFLite form; see the message."
+    )

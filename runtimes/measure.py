@@ -55,7 +55,9 @@ class Plan:
         if self.rounds < LEAST_ROUNDS:
             raise ValueError(f"an interval needs at least {LEAST_ROUNDS} rounds, not {self.rounds}")
         if self.runs < 1 or self.batch < 1 or self.seconds < 0:
-            raise ValueError(f"runs, batch and seconds must be positive, not {self.runs}, {self.batch}, {self.seconds:g}")
+            raise ValueError(
+                f"runs, batch and seconds must be positive, not {self.runs}, {self.batch}, {self.seconds:g}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +298,9 @@ def interval(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], seed: i
         Lower and upper end, 95 %.
     """
     if len(a) != len(b) or len(a) < LEAST_ROUNDS:
-        raise ValueError(f"a comparison needs the same rounds on both sides, at least {LEAST_ROUNDS}: {len(a)} and {len(b)}")
+        raise ValueError(
+            f"a comparison needs the same rounds on both sides, at least {LEAST_ROUNDS}: {len(a)} and {len(b)}"
+        )
     rng = np.random.default_rng(seed)
     left, right = _balanced(a), _balanced(b)
     ratios = np.empty(_RESAMPLES)

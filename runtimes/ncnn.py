@@ -59,7 +59,9 @@ class NcnnSession(Session):
         if self._net.load_model(stem + ".bin") != 0:
             raise RunError(f"ncnn can't load {stem}.bin: it is damaged or belongs to another .param")
         layers = [line.split() for line in text[2:] if line.strip()]
-        self._blobs = [blob for parts in layers for blob in parts[4 + int(parts[2]) : 4 + int(parts[2]) + int(parts[3])]]
+        self._blobs = [
+            blob for parts in layers for blob in parts[4 + int(parts[2]) : 4 + int(parts[2]) + int(parts[3])]
+        ]
         self._input = next(parts[4] for parts in layers if parts[0] == "Input")
         read = {blob for parts in layers for blob in parts[4 : 4 + int(parts[2])]}
         self._output = next(blob for blob in reversed(self._blobs) if blob not in read)

@@ -103,7 +103,9 @@ def _with_taps(path: str, taps: tuple[str, ...]) -> tuple[bytes, list[str]]:
 
     model = onnx.load(path)
     inferred = onnx.shape_inference.infer_shapes(model)
-    floats = {value.name for value in inferred.graph.value_info if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    floats = {
+        value.name for value in inferred.graph.value_info if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
     present = {output.name for output in model.graph.output}
     constants = {name for node in model.graph.node if node.op_type in ("Constant", "Cast") for name in node.output}
     produced = [name for node in model.graph.node for name in node.output if name in floats - present - constants]

@@ -52,7 +52,7 @@ class Worker:
             output, taps = self._session.run(np.load(message["input"]))
             with open(message["output"], "wb") as stream:
                 # Names of tensors hold any character, names in an archive do not: number them.
-                numbered = {f"tap{position}": value for position, value in enumerate(taps.values())}
+                numbered: dict[str, Any] = {f"tap{position}": value for position, value in enumerate(taps.values())}
                 np.savez(stream, output=output, taps=np.array(list(taps), np.str_), **numbered)
             return {}
         if message["do"] == "time":

@@ -79,7 +79,9 @@ class PruneChannels(Step):
 
     def requires(self, bundle: Bundle) -> None:
         if bundle.precision != "float32":
-            raise StepError("channels are pruned in float, and this bundle is quantized", "Put prune-channels before quantize.")
+            raise StepError(
+                "channels are pruned in float, and this bundle is quantized", "Put prune-channels before quantize."
+            )
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         if self.epochs:
@@ -120,7 +122,9 @@ def prune(module: GraphModule, settings: PruneChannels) -> Flow:
         )
     measure, share = settings.goal
     costs = _weight_costs(module, flow, measure)
-    selection = select(flow, scores, costs, goal=share, scope=settings.scope, floor=settings.floor, multiple=settings.multiple)
+    selection = select(
+        flow, scores, costs, goal=share, scope=settings.scope, floor=settings.floor, multiple=settings.multiple
+    )
     cut(flow, selection.removed)
     return flow
 

@@ -57,7 +57,11 @@ def _folded_weight(module: GraphModule, node: Node) -> np.ndarray:
     """The weight of a convolution with the batch norm behind it folded in, as it will be deployed."""
     weight = attribute(module, str(node.args[1].target)).detach().to(torch.float64)  # type: ignore[union-attr]
     users = list(node.users)
-    if len(users) == 1 and users[0].target is aten.batch_norm.default and node.target is not aten.conv_transpose2d.input:
+    if (
+        len(users) == 1
+        and users[0].target is aten.batch_norm.default
+        and node.target is not aten.conv_transpose2d.input
+    ):
         _, gamma, _, _, variance, _, _, epsilon, *_ = users[0].args
         if isinstance(variance, Node):
             scale = 1 / torch.sqrt(attribute(module, str(variance.target)).to(torch.float64) + float(epsilon))  # type: ignore[arg-type]

@@ -107,9 +107,7 @@ def _cuts(chunk: list[int], holders: dict[int, dict[tuple[str, int], int]]) -> d
     return {key: count * len(chunk) for key, count in holders[chunk[0]].items()}
 
 
-def _chunks(
-    order: list[int], holders: dict[int, dict[tuple[str, int], int]], multiple: int
-) -> list[list[int]]:
+def _chunks(order: list[int], holders: dict[int, dict[tuple[str, int], int]], multiple: int) -> list[list[int]]:
     """Classes that lie in the same layers, bound together by so many in their order; ranked by their mean place.
 
     A rest that fills no chunk stays.

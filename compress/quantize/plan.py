@@ -77,10 +77,7 @@ def _marked(module: GraphModule, roles: dict[Node, Role]) -> set[Node]:
 def _fused_into_next(node: Node, role: Role | None, roles: dict[Node, Role]) -> bool:
     users = list(node.users)
     return (
-        role is not None
-        and node.target in FUSES_ACTIVATION
-        and len(users) == 1
-        and roles.get(users[0]) is Role.FUSED
+        role is not None and node.target in FUSES_ACTIVATION and len(users) == 1 and roles.get(users[0]) is Role.FUSED
     )
 
 
@@ -105,9 +102,7 @@ def _sharing(module: GraphModule, roles: dict[Node, Role], marked: set[Node]) ->
 def tensor_inputs(node: Node) -> list[Node]:
     """The nodes whose activations this one reads (no weights, no sizes)."""
     return [
-        source
-        for source in node.all_input_nodes
-        if source.op != "get_attr" and source.target is not aten.sym_size.int
+        source for source in node.all_input_nodes if source.op != "get_attr" and source.target is not aten.sym_size.int
     ]
 
 
@@ -153,9 +148,7 @@ def _quantize_weight_of(module: GraphModule, node: Node) -> None:
     set_attribute(module, f"{name}_zero_point", torch.zeros_like(scales, dtype=torch.int64))
     with module.graph.inserting_before(node):
         tensors = [module.graph.get_attr(f"{name}_{part}") for part in ("int8", "scale", "zero_point")]
-        dq = module.graph.call_function(
-            quantized.dequantize_per_channel.default, (*tensors, 0, -127, 127, torch.int8)
-        )
+        dq = module.graph.call_function(quantized.dequantize_per_channel.default, (*tensors, 0, -127, 127, torch.int8))
     for tensor in tensors:
         tensor.meta["val"] = attribute(module, str(tensor.target))
     dq.meta["val"] = source.meta["val"]

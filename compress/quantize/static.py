@@ -14,6 +14,7 @@ from edgekit.compress.quantize.plan import insert, make_plan
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
 from edgekit.compress.step import Context, Step
 from edgekit.cost import cost_of
+from edgekit.data.dataset import to_inputs
 from edgekit.errors import StepError
 from edgekit.program import layer_name
 
@@ -44,12 +45,9 @@ class Quantize(Step):
     def requires(self, bundle: Bundle) -> None:
         if bundle.precision != "float32":
             raise StepError("the bundle is quantized already", "Start from the bundle before its quantize step.")
-        if bundle.preprocessing is None:
-            raise StepError("the bundle has no preprocessing, so images can't be shown to it", "Set --mean, --std and --color.")
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         dataset = context.dataset(self.name)
-        assert bundle.preprocessing is not None  # requires() has checked
         module = bundle.module()
         remove_dropout(module)
         folded = fold_batch_norm(module)
@@ -63,7 +61,7 @@ class Quantize(Step):
             chosen = np.random.default_rng(context.seed).permutation(len(dataset.train))[: self.images]
             for start in range(0, len(chosen), self.batch_size):
                 part = np.sort(chosen[start : start + self.batch_size])
-                yield bundle.preprocessing(dataset.train.images(part))
+                yield to_inputs(dataset.train.images(part), bundle.preprocessing)
                 context.progress(start + len(part), len(chosen), "calibrating")
 
         ranges = observe_ranges(module, plan, batches())
@@ -72,7 +70,9 @@ class Quantize(Step):
             "calibration_images": min(self.images, len(dataset.train)),
             "quantized_layers": [layer_name(node) for node in plan.compute],
             "int8_macs_share": sum(macs.get(n.name, 0) for n in plan.compute) / max(sum(macs.values()), 1),
-            "in_float": [{"layer": layer_name(n), "operator": str(n.target), "reason": why} for n, why in plan.in_float],
+            "in_float": [
+                {"layer": layer_name(n), "operator": str(n.target), "reason": why} for n, why in plan.in_float
+            ],
         }
         insert(module, plan, parameters_of(plan, ranges))
         return bundle.with_module(module), report

@@ -16,23 +16,41 @@ if TYPE_CHECKING:
 
 def bench(
     items: Annotated[
-        list[Path] | None, typer.Argument(metavar="FILES_OR_BUNDLES…", help="Exported files, or bundles with all their exports.", show_default=False)
+        list[Path] | None,
+        typer.Argument(
+            metavar="FILES_OR_BUNDLES…", help="Exported files, or bundles with all their exports.", show_default=False
+        ),
     ] = None,
     runtime: Annotated[
-        list[str] | None, typer.Option("--runtime", metavar="NAME", help="Only this runtime; repeat for several.", show_default=False)
+        list[str] | None,
+        typer.Option("--runtime", metavar="NAME", help="Only this runtime; repeat for several.", show_default=False),
     ] = None,
-    threads: Annotated[list[int] | None, typer.Option("--threads", min=1, help="Threads of the runtime; repeat for several.", show_default="1")] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option("--threads", min=1, help="Threads of the runtime; repeat for several.", show_default="1"),
+    ] = None,
     data: options.Data = None,
-    images: Annotated[int | None, typer.Option("--images", min=1, help="Test images for the accuracy, at most.", show_default="all")] = None,
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", metavar="X", help="Compare with this one. Default: the first of several.", show_default=False)
+    images: Annotated[
+        int | None, typer.Option("--images", min=1, help="Test images for the accuracy, at most.", show_default="all")
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Fresh processes for each file; they are interleaved.")] = 8,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline", metavar="X", help="Compare with this one. Default: the first of several.", show_default=False
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=3, help="Fresh processes for each file; they are interleaved.")
+    ] = 8,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Least timed runs in each round.")] = 10,
-    seconds: Annotated[float, typer.Option("--seconds", min=0, help="Least seconds of timed runs in each round.")] = 0.4,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="Least seconds of timed runs in each round.")
+    ] = 0.4,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Inputs at a time; TFLite and ncnn files take one.")] = 1,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a delegate or option was not honoured.")] = False,
-    list_runtimes: Annotated[bool, typer.Option("--list", help="Show the runtimes and whether they work here, and exit.")] = False,
+    list_runtimes: Annotated[
+        bool, typer.Option("--list", help="Show the runtimes and whether they work here, and exit.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure files side by side: latency, memory, size and, with data, accuracy.
@@ -54,7 +72,9 @@ def bench(
         _list(as_json)
         return
     if not items:
-        raise UsageError("there is nothing to measure", "Give exported files or bundle folders; see `edgekit bench --help`.")
+        raise UsageError(
+            "there is nothing to measure", "Give exported files or bundle folders; see `edgekit bench --help`."
+        )
     from edgekit.benchmark import bench as run
     from edgekit.runtimes.measure import Plan
 
@@ -91,8 +111,14 @@ def show(result: BenchResult) -> None:
         soft_wrap=True,
         style="dim",
     )
-    notes = [f"{row.measurement.cell.label} ({row.measurement.cell.runtime}): {note}" for row in result.rows for note in row.notes]
-    notes += [f"{row.measurement.cell.label}: timed on {row.input}" for row in result.rows if row.input == "random numbers"]
+    notes = [
+        f"{row.measurement.cell.label} ({row.measurement.cell.runtime}): {note}"
+        for row in result.rows
+        for note in row.notes
+    ]
+    notes += [
+        f"{row.measurement.cell.label}: timed on {row.input}" for row in result.rows if row.input == "random numbers"
+    ]
     for note in dict.fromkeys([*notes, *result.warnings]):
         render.stderr.print(f"note: {note}", soft_wrap=True)
 

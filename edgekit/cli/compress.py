@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgekit.cli import options
 from edgekit.errors import UsageError
 
+if TYPE_CHECKING:
+    from edgekit.bundle import Bundle
+
 
 def compress(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The network; see `edgekit inspect --help`.", show_default=False)] = "",
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The network; see `edgekit inspect --help`.", show_default=False)
+    ] = "",
     data: options.Data = None,
     step: Annotated[
         list[str] | None,
-        typer.Option("--step", metavar="NAME[:key=value,…]", help="A step; repeat for several, in order.", show_default=False),
+        typer.Option(
+            "--step", metavar="NAME[:key=value,…]", help="A step; repeat for several, in order.", show_default=False
+        ),
     ] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", metavar="FILE.yaml", help="The steps as a YAML list.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="The bundle folder to write.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE.yaml", help="The steps as a YAML list.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The bundle folder to write.")
+    ] = None,
     weights: options.Weights = None,
     input_shape: options.InputShape = None,
     mean: options.Mean = None,
@@ -51,7 +62,9 @@ def compress(
     if not model or output is None:
         raise UsageError(f"{'MODEL' if not model else '-o DIR'} is missing", "See `edgekit compress --help`.")
     if bool(step) == bool(recipe):
-        raise UsageError("give either --step NAME (once or more) or --recipe FILE", "`edgekit compress --list` shows the steps.")
+        raise UsageError(
+            "give either --step NAME (once or more) or --recipe FILE", "`edgekit compress --list` shows the steps."
+        )
     from edgekit.compress.pipeline import compress as run
     from edgekit.compress.step import parse_step
     from edgekit.recipe import load_recipe
@@ -88,16 +101,19 @@ def _shown(value: object) -> str:
     return "[]" if value == () else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _show(before: object, after: object, output: Path) -> None:
-    from edgekit.bundle import Bundle
+def _show(before: Bundle, after: Bundle, output: Path) -> None:
     from edgekit.cli import render
     from edgekit.cost import cost_of
     from edgekit.files import size_on_disk
 
-    assert isinstance(before, Bundle) and isinstance(after, Bundle)
     was, now = cost_of(before.module()), cost_of(after.module())
     rows = [
-        ["parameters", render.count(was.parameters), render.count(now.parameters), f"{now.parameters / was.parameters:.2f}"],
+        [
+            "parameters",
+            render.count(was.parameters),
+            render.count(now.parameters),
+            f"{now.parameters / was.parameters:.2f}",
+        ],
         ["MACs", render.count(was.macs), render.count(now.macs), f"{now.macs / max(was.macs, 1):.2f}"],
         ["weights", render.kib(was.bytes), render.kib(now.bytes), f"{now.bytes / was.bytes:.2f}"],
     ]
@@ -112,7 +128,9 @@ def _show(before: object, after: object, output: Path) -> None:
                 soft_wrap=True,
             )
         for barrier in report.get("barriers", []):
-            render.stdout.print(f"left whole: {barrier['operator']} at {barrier['layer']}. {barrier['remedy']}", soft_wrap=True)
+            render.stdout.print(
+                f"left whole: {barrier['operator']} at {barrier['layer']}. {barrier['remedy']}", soft_wrap=True
+            )
         for item in report.get("in_float", []):
             render.stdout.print(f"left in float: {item['layer']}: {item['reason']}", soft_wrap=True)
     size = size_on_disk(output)

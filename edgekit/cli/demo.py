@@ -11,7 +11,9 @@ from edgekit.cli import options
 
 
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where to put the bundles.")] = Path("edgekit-demo"),
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where to put the bundles.")] = Path(
+        "edgekit-demo"
+    ),
     as_json: options.AsJson = False,
 ) -> None:
     """Run the whole path on embedded data: load, prune, quantize, export, prove, measure. Takes two or three minutes.
@@ -31,7 +33,9 @@ def demo(
     with render.progress_bar() as progress:
         result = run_demo(output, progress)
     if as_json:
-        render.print_json({**result.bench.to_dict(), "bundles": [str(b) for b in result.bundles], "left_out": result.left_out})
+        render.print_json(
+            {**result.bench.to_dict(), "bundles": [str(b) for b in result.bundles], "left_out": result.left_out}
+        )
         return
     show(result.bench)
     for reason in result.left_out:

@@ -13,15 +13,25 @@ from edgekit.errors import UsageError
 
 def export(
     model: options.Model,
-    to: Annotated[list[str] | None, typer.Option("--to", metavar="onnx|tflite|ncnn", help="A format; repeat for several.", show_default=False)] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option("--to", metavar="onnx|tflite|ncnn", help="A format; repeat for several.", show_default=False),
+    ] = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", metavar="float32|float16|int8", help="Default: what the bundle holds.", show_default=False),
+        typer.Option(
+            "--precision", metavar="float32|float16|int8", help="Default: what the bundle holds.", show_default=False
+        ),
     ] = None,
     data: options.Data = None,
-    images: Annotated[int, typer.Option("--images", min=1, help="Held-out images to prove the files on, at most.")] = 5000,
+    images: Annotated[
+        int, typer.Option("--images", min=1, help="Held-out images to prove the files on, at most.")
+    ] = 5000,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where to write. Default: BUNDLE/exports.", show_default=False)
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Where to write. Default: BUNDLE/exports.", show_default=False
+        ),
     ] = None,
     weights: options.Weights = None,
     input_shape: options.InputShape = None,

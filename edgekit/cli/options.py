@@ -20,18 +20,50 @@ Data = Annotated[str | None, typer.Option("--data", metavar="DATA", help=f"The d
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")]
 Weights = Annotated[
-    Path | None, typer.Option("--weights", metavar="FILE", help="Weights for a zoo network or a factory: safetensors, or a plain state dict.")
+    Path | None,
+    typer.Option(
+        "--weights", metavar="FILE", help="Weights for a zoo network or a factory: safetensors, or a plain state dict."
+    ),
 ]
 InputShape = Annotated[
-    str | None, typer.Option("--input-shape", metavar="C,H,W", help="Shape of one input, where the source does not tell it.")
+    str | None,
+    typer.Option("--input-shape", metavar="C,H,W", help="Shape of one input, where the source does not tell it."),
 ]
-Mean = Annotated[str | None, typer.Option("--mean", metavar="M,…", help="Per channel, in units of pixel × scale.", rich_help_panel="Preprocessing")]
-Std = Annotated[str | None, typer.Option("--std", metavar="S,…", help="Per channel, in units of pixel × scale.", rich_help_panel="Preprocessing")]
-Scale = Annotated[float | None, typer.Option("--scale", help="Pixels 0–255 are multiplied by this first.", rich_help_panel="Preprocessing", show_default="1/255")]
-Color = Annotated[str | None, typer.Option("--color", metavar="rgb|bgr|gray", help="Channel order that the network takes.", rich_help_panel="Preprocessing")]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        "--mean", metavar="M,…", help="Per channel, in units of pixel × scale.", rich_help_panel="Preprocessing"
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(
+        "--std", metavar="S,…", help="Per channel, in units of pixel × scale.", rich_help_panel="Preprocessing"
+    ),
+]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        "--scale",
+        help="Pixels 0–255 are multiplied by this first.",
+        rich_help_panel="Preprocessing",
+        show_default="1/255",
+    ),
+]
+Color = Annotated[
+    str | None,
+    typer.Option(
+        "--color", metavar="rgb|bgr|gray", help="Channel order that the network takes.", rich_help_panel="Preprocessing"
+    ),
+]
 Resize = Annotated[
     str | None,
-    typer.Option("--resize", metavar="refuse|stretch|crop", help="What to do with images of another size.", rich_help_panel="Preprocessing"),
+    typer.Option(
+        "--resize",
+        metavar="refuse|stretch|crop",
+        help="What to do with images of another size.",
+        rich_help_panel="Preprocessing",
+    ),
 ]
 
 
@@ -57,7 +89,9 @@ def load_model(
     }
     shape = numbers(input_shape, "--input-shape")
     if shape is not None and any(size < 1 or size != int(size) for size in shape):
-        raise UsageError(f"--input-shape {input_shape} is no list of whole numbers", "For example --input-shape 3,32,32.")
+        raise UsageError(
+            f"--input-shape {input_shape} is no list of whole numbers", "For example --input-shape 3,32,32."
+        )
     return load(
         model, weights=weights, input_shape=[int(s) for s in shape] if shape else None, preprocessing=preprocessing
     )

@@ -65,7 +65,14 @@ def progress_bar() -> Iterator[Progress]:
     """A bar with time left on stderr; a line now and then where stderr is no terminal."""
     import time
 
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     if not stderr.is_terminal:
         last: dict[str, float] = {"time": 0.0}

@@ -11,8 +11,15 @@ from edgekit.cli import options
 
 
 def verify(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES_OR_BUNDLES…", help="Exported files, or bundles with all their exports.", show_default=False)],
-    bundle: Annotated[Path | None, typer.Option("--bundle", metavar="DIR", help="The bundle, where the files lie elsewhere.")] = None,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILES_OR_BUNDLES…", help="Exported files, or bundles with all their exports.", show_default=False
+        ),
+    ],
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", metavar="DIR", help="The bundle, where the files lie elsewhere.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Prove exported files again: same content, same outputs, on the samples of their bundle.

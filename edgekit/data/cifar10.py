@@ -54,15 +54,21 @@ def _from_npz(path: Path) -> tuple[Split, Split]:
     if {"train_x", "train_y", "test_x", "test_y"} <= set(arrays):
         return Split(arrays["train_x"], arrays["train_y"]), Split(arrays["test_x"], arrays["test_y"])
     if not {"bytes", "offsets", "labels"} <= set(arrays):
-        raise DataError(f"{path} holds the arrays {', '.join(sorted(arrays))}", "That is no form of CIFAR-10 that edgekit reads.")
+        raise DataError(
+            f"{path} holds the arrays {', '.join(sorted(arrays))}", "That is no form of CIFAR-10 that edgekit reads."
+        )
     stem = re.match(r"(.*)_(train|test)[^_]*$", path.stem)
     if stem is None:
-        raise DataError(f"{path.name} says neither train nor test", "Name the two files NAME_train….npz and NAME_test….npz.")
+        raise DataError(
+            f"{path.name} says neither train nor test", "Name the two files NAME_train….npz and NAME_test….npz."
+        )
     found = {}
     for part in ("train", "test"):
         candidates = sorted(path.parent.glob(f"{stem.group(1)}_{part}*.npz"))
         if not candidates:
-            raise DataError(f"{stem.group(1)}_{part}*.npz is missing beside {path.name}", "Both parts belong in one folder.")
+            raise DataError(
+                f"{stem.group(1)}_{part}*.npz is missing beside {path.name}", "Both parts belong in one folder."
+            )
         found[part] = encoded_split(read_npz(candidates[0]), candidates[0])
     return found["train"], found["test"]
 
@@ -71,7 +77,9 @@ def _only_candidate(path: Path) -> Path:
     candidates = sorted(p for p in path.glob("*cifar10*.npz") if not re.search(r"_test[^_]*$", p.stem))
     if len(candidates) != 1:
         offers = "; ".join(f"cifar10:{p}" for p in candidates)
-        raise UsageError(f"{path} holds {len(candidates)} data sets that could be meant", f"Type one of: {offers or 'a file'}.")
+        raise UsageError(
+            f"{path} holds {len(candidates)} data sets that could be meant", f"Type one of: {offers or 'a file'}."
+        )
     return candidates[0]
 
 
@@ -82,7 +90,9 @@ def _batches(suffix: str) -> tuple[list[str], list[str]]:
 def _read_all(path: Path, names: list[str], reader: Any) -> Split:
     present = [path / name for name in names if (path / name).is_file()]
     if not present:
-        raise DataError(f"{path} has no {names[0]}", "A CIFAR-10 folder holds data_batch_1 … data_batch_5 and test_batch.")
+        raise DataError(
+            f"{path} has no {names[0]}", "A CIFAR-10 folder holds data_batch_1 … data_batch_5 and test_batch."
+        )
     parts = [reader(file) for file in present]
     return Split(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
 
@@ -104,7 +114,9 @@ def _python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         pixels, labels = np.asarray(content[b"data"], np.uint8), np.asarray(content[b"labels"], np.int64)
         return _planes(pixels), labels
     except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(f"{path} is no CIFAR-10 batch: {error}", "Fetch it again, or use the binary version.") from error
+        raise DataError(
+            f"{path} is no CIFAR-10 batch: {error}", "Fetch it again, or use the binary version."
+        ) from error
 
 
 def _planes(flat: np.ndarray) -> np.ndarray:
@@ -115,7 +127,13 @@ class _ArraysOnly(pickle.Unpickler):
     """Admits what the batches hold, NumPy arrays in plain containers, and nothing that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no batch of CIFAR-10 does")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)

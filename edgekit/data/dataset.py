@@ -60,9 +60,7 @@ class Split:
         count = len(self) if limit is None else min(limit, len(self))
         for start in range(0, count, batch_size):
             indices = np.arange(start, min(start + batch_size, count))
-            images = self.images(indices)
-            x = preprocessing(images) if preprocessing is not None else np.asarray(images, np.float32)
-            yield x, self.labels[indices]
+            yield to_inputs(self.images(indices), preprocessing), self.labels[indices]
 
     def hashes(self) -> list[bytes]:
         """A hash of each image's content (shape and pixels)."""
@@ -83,6 +81,22 @@ class Split:
         if hasattr(self, "_hashes"):
             made._hashes = [self._hashes[int(i)] for i in indices]
         return made
+
+
+def to_inputs(images: Images, preprocessing: Preprocessing | None) -> np.ndarray:
+    """Inputs of the network, float32 (n, …).
+
+    Raises:
+        DataError: If these are images and there is no preprocessing to make inputs of them.
+    """
+    if preprocessing is not None:
+        return preprocessing(images)
+    if not isinstance(images, np.ndarray) or images.dtype.kind != "f":
+        raise DataError(
+            "the network has no preprocessing, so images can't be shown to it",
+            "Set it where the network is loaded: --mean, --std, --scale, --color.",
+        )
+    return images.astype(np.float32, copy=False)
 
 
 def _content_hash(image: np.ndarray) -> bytes:

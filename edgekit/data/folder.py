@@ -12,7 +12,14 @@ from edgekit.data.npz import decode
 from edgekit.errors import DataError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-_SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 
 
 class _Files:
@@ -37,7 +44,9 @@ def load(name: str, path: Path, **options: Any) -> Dataset:
     """
     if not path.is_dir():
         raise DataError(f"the folder {path} does not exist", "Check the path.")
-    parts = {_SPLITS[sub.name.lower()]: sub for sub in sorted(path.iterdir()) if sub.is_dir() and sub.name.lower() in _SPLITS}
+    parts = {
+        _SPLITS[sub.name.lower()]: sub for sub in sorted(path.iterdir()) if sub.is_dir() and sub.name.lower() in _SPLITS
+    }
     if "train" not in parts:
         parts = {"train": path}
     classes = _class_names(parts["train"])
@@ -62,7 +71,9 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path, classes: list[str]) -> Split:
-    strangers = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and sub.name not in classes and any(_images(sub)))
+    strangers = sorted(
+        sub.name for sub in folder.iterdir() if sub.is_dir() and sub.name not in classes and any(_images(sub))
+    )
     if strangers:
         raise DataError(f"{folder} has classes that the training part lacks: {', '.join(strangers[:5])}")
     paths, labels = [], []

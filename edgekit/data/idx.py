@@ -32,14 +32,18 @@ def load(name: str, path: Path, **options: Any) -> Dataset:
     test = (read_idx(_find(path, prefix, "images"), 3), read_idx(_find(path, prefix, "labels"), 1))
     for what, (x, y) in (("training", train), ("test", test)):
         if len(x) != len(y):
-            raise DataError(f"{path} has {len(x)} {what} images and {len(y)} labels", "The files don't belong together.")
+            raise DataError(
+                f"{path} has {len(x)} {what} images and {len(y)} labels", "The files don't belong together."
+            )
     return arrays_to_dataset(name, train, test, **options)
 
 
 def _find(folder: Path, prefix: str, what: str) -> Path:
     found = sorted(folder.glob(f"{prefix}*{what}*ubyte*"))
     if not found:
-        raise DataError(f"{folder} has no {prefix}-{what}-idx…-ubyte[.gz]", "An idx data set is four files, as MNIST's.")
+        raise DataError(
+            f"{folder} has no {prefix}-{what}-idx…-ubyte[.gz]", "An idx data set is four files, as MNIST's."
+        )
     return found[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def encoded_split(arrays: dict[str, np.ndarray], path: Path) -> Split:
             f"{path} is inconsistent: {len(labels)} labels, {len(offsets)} offsets, {len(content)} bytes of images",
             "Offsets are one more than the labels and end with the number of bytes.",
         )
-    files = [content[int(a) : int(b)] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    files = [content[int(a) : int(b)] for a, b in pairwise(offsets)]
     images = [decode(file, f"image {index} of {path}") for index, file in enumerate(files)]
     same_shape = len({image.shape for image in images}) == 1
     return Split(np.stack(images) if same_shape else images, labels)
@@ -81,5 +82,7 @@ def decode(content: bytes, what: str) -> np.ndarray:
             gray = image.mode in ("L", "1", "I;16", "LA")
             pixels = np.asarray(image.convert("L" if gray else "RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{what} can't be decoded: {error}", "It may be truncated: fetch it again, or remove it.") from error
+        raise DataError(
+            f"{what} can't be decoded: {error}", "It may be truncated: fetch it again, or remove it."
+        ) from error
     return pixels[..., None] if gray else pixels

@@ -98,14 +98,18 @@ class Preprocessing:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Preprocessing:
         """The preprocessing that :meth:`to_dict` described."""
-        return Preprocessing(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return Preprocessing(**fields)
 
     def _empty(self) -> np.ndarray:
         return np.zeros((0, *self.size, self.channels), np.uint8)
 
     def _one(self, image: np.ndarray) -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
-            raise DataError(f"an image is an array of {image.dtype} with shape {image.shape}", "Images are uint8, (H, W) or (H, W, C).")
+            raise DataError(
+                f"an image is an array of {image.dtype} with shape {image.shape}",
+                "Images are uint8, (H, W) or (H, W, C).",
+            )
         image = image if image.ndim == 3 else image[..., None]
         if image.shape[:2] != tuple(self.size):
             image = self._resized(image)

@@ -65,7 +65,9 @@ def _options(query: str) -> dict[str, Any]:
         elif key == "overlap" and value in ("refuse", "drop"):
             options["overlap"] = value
         else:
-            raise UsageError(f"a data reference has no option {key}={value}", "Options: validation=SHARE, overlap=refuse|drop.")
+            raise UsageError(
+                f"a data reference has no option {key}={value}", "Options: validation=SHARE, overlap=refuse|drop."
+            )
     return options
 
 
@@ -76,7 +78,9 @@ def _from_factory(reference: str, plain: str, options: dict[str, Any]) -> Datase
     try:
         made = factory()
     except Exception as error:
-        raise DataError(f"{plain}() failed: {type(error).__name__}: {error}", "It must work without arguments.") from error
+        raise DataError(
+            f"{plain}() failed: {type(error).__name__}: {error}", "It must work without arguments."
+        ) from error
     if isinstance(made, Dataset):
         return made
     if isinstance(made, tuple) and len(made) == 4:
@@ -99,11 +103,16 @@ def arrays_to_dataset(
     splits = []
     for x, y in (train, test) if test is not None else (train,):
         if x.dtype != np.uint8 and x.dtype.kind != "f":
-            raise DataError(f"{name} holds inputs of {x.dtype}", "Images are uint8, 0 to 255; other inputs are float32.")
+            raise DataError(
+                f"{name} holds inputs of {x.dtype}", "Images are uint8, 0 to 255; other inputs are float32."
+            )
         if x.dtype == np.uint8 and x.ndim == 3:
             x = x[..., None]
         if x.dtype == np.uint8 and (x.ndim != 4 or x.shape[-1] not in (1, 3)):
-            raise DataError(f"{name} holds images of shape {x.shape}", "Images have the shape (n, H, W), (n, H, W, 1) or (n, H, W, 3).")
+            raise DataError(
+                f"{name} holds images of shape {x.shape}",
+                "Images have the shape (n, H, W), (n, H, W, 1) or (n, H, W, 3).",
+            )
         splits.append(Split(x if x.dtype == np.uint8 else x.astype(np.float32), y.reshape(-1)))
     if not labels:
         classes = max((int(split.labels.max()) for split in splits if len(split)), default=-1) + 1

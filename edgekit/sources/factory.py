@@ -33,7 +33,9 @@ def resolve(reference: str) -> Any:
             module = importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name and place.startswith(error.name):
-            raise UsageError(f"there is no module {place!r}", "Check the name, or give the file: path/to/file.py:factory.") from error
+            raise UsageError(
+                f"there is no module {place!r}", "Check the name, or give the file: path/to/file.py:factory."
+            ) from error
         raise SourceError(f"{place} could not be imported: {error}", "Install what it needs.") from error
     except UsageError:
         raise

@@ -95,7 +95,8 @@ def _from_factory(reference: str, weights: str | Path | None, input_shape: Seque
     if weights is not None:
         load_weights_into(module, Path(weights))
         source |= {"weights": Path(weights).name, "weights_sha256": sha256_file(Path(weights))}
-    shape = tuple(input_shape or getattr(module, "input_shape", ()))
+    known: Any = input_shape or getattr(module, "input_shape", ())
+    shape = tuple(known)
     if not shape:
         raise UsageError(
             f"the input shape of {reference} is not known",

@@ -38,7 +38,9 @@ def load_weights_into(module: torch.nn.Module, path: Path) -> None:
         if missing:
             parts.append(f"{len(missing)} are missing ({', '.join(missing[:3])}{' …' if len(missing) > 3 else ''})")
         if unexpected:
-            parts.append(f"{len(unexpected)} have no place ({', '.join(unexpected[:3])}{' …' if len(unexpected) > 3 else ''})")
+            parts.append(
+                f"{len(unexpected)} have no place ({', '.join(unexpected[:3])}{' …' if len(unexpected) > 3 else ''})"
+            )
         if shapes:
             parts.append(f"{len(shapes)} have another shape ({shapes[0]}{' …' if len(shapes) > 1 else ''})")
         raise SourceError(
@@ -94,7 +96,9 @@ def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, dict) else {}
+    tensors = (
+        {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, dict) else {}
+    )
     if not tensors:
         raise SourceError(f"{path} holds no state dict", "Save model.state_dict() and give that file.")
     return tensors

@@ -63,7 +63,9 @@ class ExporterConformance:
         assert agreement["samples"] == 32
         assert agreement["sqnr_db"] is None or agreement["sqnr_db"] >= TOLERANCES[precision].sqnr_db
         assert all(layer["tensor"] for layer in file.parity["layers"]), "a layer has no likeness in the file"
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*file.parity["files"], file.path.name + RECORD])
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            [*file.parity["files"], file.path.name + RECORD]
+        )
 
     def test_half_precision_is_half_the_size(self, name: str, tmp_path: Path) -> None:
         bundle = bundle_of("plain")
@@ -118,4 +120,3 @@ class ExporterConformance:
         with pytest.raises(ExportError, match="first layer that differs is conv2"):
             export(bundle, name, output=tmp_path / "out")
         assert not (tmp_path / "out").exists()
-

@@ -84,7 +84,9 @@ class FakeSession(Session):
         until = time.perf_counter() + self._behaviour.get("latency_ms", 0.0) / 1000
         while time.perf_counter() < until:  # sleeping is too coarse below a millisecond
             pass
-        self._y = self._x.reshape(len(self._x), -1).sum(1, keepdims=True) * np.float32(self._behaviour.get("scale", 1.0))
+        self._y = self._x.reshape(len(self._x), -1).sum(1, keepdims=True) * np.float32(
+            self._behaviour.get("scale", 1.0)
+        )
 
     def results(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return self._y, {"sum": self._y} if self._options.taps else {}

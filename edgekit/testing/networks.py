@@ -99,7 +99,9 @@ class InPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(10, 3, 3, 3))
-        self.body = nn.Sequential(nn.BatchNorm2d(10), nn.ReLU(inplace=True), nn.Conv2d(10, 12, 3, padding=1), nn.ReLU(inplace=True))
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(10), nn.ReLU(inplace=True), nn.Conv2d(10, 12, 3, padding=1), nn.ReLU(inplace=True)
+        )
         self.head = nn.Linear(12, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -127,7 +129,8 @@ def make(name: str, seed: int = 0) -> nn.Module:
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 1.5, generator=generator)
                 module.bias.normal_(0, 0.2, generator=generator)
-                assert module.running_mean is not None and module.running_var is not None
+                assert module.running_mean is not None
+                assert module.running_var is not None
                 module.running_mean.normal_(0, 0.2, generator=generator)
                 module.running_var.uniform_(0.5, 2.0, generator=generator)
         for parameter in network.parameters():

@@ -35,7 +35,11 @@ class RuntimeConformance:
 
     @pytest.fixture(scope="class", params=["float32", "int8"])
     def opened(
-        self, name: str, request: pytest.FixtureRequest, bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory
+        self,
+        name: str,
+        request: pytest.FixtureRequest,
+        bundles: dict[str, Bundle],
+        tmp_path_factory: pytest.TempPathFactory,
     ) -> tuple[Path, Bundle]:
         """A file for the runtime, and its bundle."""
         bundle = bundles[request.param]
@@ -119,7 +123,11 @@ class RuntimeConformance:
         binary = target_file.with_suffix(".bin")
         if target_file.suffix == ".param":
             (tmp_path / binary.name).write_bytes(binary.read_bytes())
-        with target_for("local") as target, target.worker() as worker, pytest.raises(ExecutionError, match=str(broken.name)):
+        with (
+            target_for("local") as target,
+            target.worker() as worker,
+            pytest.raises(ExecutionError, match=str(broken.name)),
+        ):
             worker.open(broken, name, Options())
 
     def test_a_stranger_s_file_is_an_error_of_ours(self, name: str, tmp_path: Path) -> None:

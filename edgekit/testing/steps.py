@@ -107,7 +107,9 @@ class StepConformance:
         path = tmp_path / "after" / "program.pt2"
         theory = cost_of(Bundle.load(tmp_path / "after").module()).bytes
         with zipfile.ZipFile(path) as archive:
-            weights = sum(e.compress_size for e in archive.infolist() if "/weights/" in e.filename or "/constants/" in e.filename)
+            weights = sum(
+                e.compress_size for e in archive.infolist() if "/weights/" in e.filename or "/constants/" in e.filename
+            )
             others = path.stat().st_size - weights
         assert weights <= theory * (1 + SIZE_TOLERANCE)
         assert others < 40 * 1024, "the graph's description is larger than a small network's weights"

@@ -97,7 +97,9 @@ class Link:
         source, target = self._folder / "input.npy", self._folder / "output.npz"
         np.save(source, np.ascontiguousarray(x, np.float32))
         self._transfer.send(source)
-        self._call({"do": "run", "input": self._transfer.name(source), "output": self._transfer.name(target)}, timeout_s)
+        self._call(
+            {"do": "run", "input": self._transfer.name(source), "output": self._transfer.name(target)}, timeout_s
+        )
         self._transfer.pull(target)
         with np.load(target) as found:
             taps = {str(name): found[f"tap{position}"] for position, name in enumerate(found["taps"])}
@@ -164,9 +166,15 @@ class Link:
             how = f"ended with exit code {code}"
         said = self._log.read_text(errors="replace").strip().splitlines() if self._log.is_file() else []
         # faulthandler's stack follows the native library's last words, which are what a user can use.
-        words = [line for line in said if line.strip() and not line.startswith((" ", "Extension modules", "Current thread"))]
+        words = [
+            line for line in said if line.strip() and not line.startswith((" ", "Extension modules", "Current thread"))
+        ]
         tail = f"; its last words: {words[-1].strip()[:300]}" if words else ""
-        hint = "It may have run out of memory." if code == -signal.SIGKILL else "The file may be damaged, or hit a bug of the library."
+        hint = (
+            "It may have run out of memory."
+            if code == -signal.SIGKILL
+            else "The file may be damaged, or hit a bug of the library."
+        )
         return WorkerCrashError(f"{self._what} {how}{tail}", hint)
 
     def close(self) -> None:

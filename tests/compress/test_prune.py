@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from edgekit import zoo
 from edgekit.compress.prune.channels import PruneChannels, prune
 from edgekit.compress.prune.flow import Flow, Labels, analyse
 from edgekit.compress.prune.importance import class_scores, slice_norms
 from edgekit.compress.prune.rules import RULES, rule
 from edgekit.compress.prune.selection import select
 from edgekit.compress.prune.surgery import cut
-from edgekit import zoo
 from edgekit.cost import cost_of
 from edgekit.errors import StepError
 from edgekit.program import attribute, export_program, trainable

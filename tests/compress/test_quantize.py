@@ -32,7 +32,9 @@ def test_affine_parameters_hold_zero_exactly_and_cover_the_range(low: float, hig
 
 
 def test_weights_are_rounded_to_the_nearest_step_of_their_channel() -> None:
-    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 10, 0.1, 1, 1, 0]).view(-1, 1, 1, 1)
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [1, 10, 0.1, 1, 1, 0]
+    ).view(-1, 1, 1, 1)
     scales = weight_scales(weight)
     values = quantize_weight(weight, scales)
     w = weight.numpy().astype(np.float64)
@@ -87,7 +89,9 @@ def test_quantized_network_stays_near_and_is_small(name: str) -> None:
     weights = [n for n in module.graph.nodes if n.target in (aten.conv2d.default, aten.linear.default)]
     assert all(n.args[1].target is quantized.dequantize_per_channel.default for n in weights)
     assert all(n.args[0].target is quantized.dequantize_per_tensor.default for n in weights), "every input is int8"
-    assert targets.count(quantized.quantize_per_tensor.default) == targets.count(quantized.dequantize_per_tensor.default)
+    assert targets.count(quantized.quantize_per_tensor.default) == targets.count(
+        quantized.dequantize_per_tensor.default
+    )
     floats = sum(p.numel() for p in module.parameters())
     assert floats == sum(n.args[2].meta["val"].numel() for n in weights if len(n.args) > 2), "only biases stay in float"
 

@@ -77,7 +77,8 @@ def test_the_same_file_twice_is_no_difference() -> None:
     machine = np.exp(rng.normal(0, 0.1, 8))
     cell = Cell(label="a", path=Path("a"), runtime="x")
     a, b = (
-        Measurement(cell=cell, size_bytes=1, sha256="", rounds_ms=tuple(map(tuple, _rounds(rng, machine, 1.0)))) for _ in range(2)
+        Measurement(cell=cell, size_bytes=1, sha256="", rounds_ms=tuple(map(tuple, _rounds(rng, machine, 1.0))))
+        for _ in range(2)
     )
     assert compare(a, b).verdict == "no difference"
 
