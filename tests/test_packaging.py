@@ -1,0 +1,55 @@
+"""The package list is explicit, so it is held against the folders."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+
+from tests.conftest import REPOSITORY
+
+ROOMS = {"edgekit": "edgekit", "compress": "edgekit.compress", "export": "edgekit.export", "runtimes": "edgekit.runtimes"}
+
+
+def test_every_folder_of_the_rooms_is_listed() -> None:
+    content = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    listed = set(content["tool"]["setuptools"]["packages"])
+    folders = set()
+    for room, package in ROOMS.items():
+        for file in (REPOSITORY / room).rglob("*.py"):
+            inner = file.parent.relative_to(REPOSITORY / room).parts
+            folders.add(".".join((package, *inner)))
+    assert listed == folders
+
+
+def test_the_light_import_stays_light() -> None:
+    program = (
+        "import sys, edgekit, edgekit.cli.main\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'numpy', 'ncnn', 'jax', 'sklearn', 'rich.progress'} & set(sys.modules)\n"
+        "sys.exit(f'imported for --help: {sorted(heavy)}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_runs_on_a_target_imports_nothing_of_edgekit() -> None:
+    allowed = {"torch.py"}  # runs where edgekit is installed, and says so
+    for name in ("worker.py", "runtime.py", "onnxruntime.py", "tflite.py", "ncnn.py", "torch.py"):
+        text = (REPOSITORY / "runtimes" / name).read_text()
+        assert name in allowed or "from edgekit" not in text.replace("python -m edgekit", ""), name
+
+
+def test_the_worker_runs_from_a_bare_copy_of_its_folder(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    import json
+    import shutil
+
+    shutil.copytree(REPOSITORY / "runtimes", tmp_path / "runtimes")
+    # -I keeps the current folder and the environment out; the copy alone is added.
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from runtimes.worker import main; main()"
+    request = json.dumps({"do": "open", "runtime": "ncnn", "path": "none.param", "threads": 1, "taps": [], "extra": {}})
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program], input=request + "\n", capture_output=True, text=True, check=False
+    )
+    answer = json.loads(done.stdout)
+    assert answer["error"] == "failed"
+    assert "none.param" in answer["message"]
