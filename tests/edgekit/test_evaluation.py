@@ -1,0 +1,43 @@
+"""Accuracy and its errors, against scikit-learn and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import top_k_accuracy_score
+
+from edgekit.errors import DataError
+from edgekit.evaluation import from_logits, paired_difference
+
+
+def test_top1_and_top5_agree_with_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((500, 10)), rng.integers(0, 10, 500)
+    found = from_logits(logits, labels)
+    assert found.top1 == pytest.approx(100 * top_k_accuracy_score(labels, logits, k=1))
+    assert found.top5 == pytest.approx(100 * top_k_accuracy_score(labels, logits, k=5))
+    share = found.top1 / 100
+    assert found.standard_error == pytest.approx(100 * np.sqrt(share * (1 - share) / 500))
+    weighted = sum(row["top1"] * row["count"] for row in found.per_class) / 500
+    assert weighted == pytest.approx(found.top1)
+
+
+def test_ties_and_what_is_not_finite_count_as_wrong() -> None:
+    logits = np.array([[1.0, 1.0], [0.0, 1.0], [np.nan, 0.0], [np.inf, 0.0]])
+    assert from_logits(logits, np.array([0, 1, 0, 0])).top1 == 25.0
+
+
+def test_a_label_without_output_is_refused() -> None:
+    with pytest.raises(DataError, match="labels up to 2, and 2 outputs"):
+        from_logits(np.zeros((2, 2)), np.array([0, 2]))
+
+
+def test_paired_difference_counts_only_where_they_differ() -> None:
+    labels = np.zeros(100, np.int64)
+    right, wrong = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    a = np.stack([right] * 80 + [wrong] * 20)
+    b = np.stack([right] * 78 + [wrong] * 2 + [right] * 6 + [wrong] * 14)
+    difference, error = paired_difference(from_logits(a, labels), from_logits(b, labels))
+    assert difference == pytest.approx(4.0)
+    # Six gained and two lost: variance of the per-image difference, (8 - 100 · 0.04²) / 99.
+    assert error == pytest.approx(100 * np.sqrt((8 - 100 * 0.04**2) / 99 / 100))
