@@ -57,8 +57,8 @@ class Evaluation:
 def from_logits(logits: np.ndarray, labels: np.ndarray, names: Sequence[str] = ()) -> Evaluation:
     """Accuracy of outputs computed by any runtime.
 
-    A right class that merely ties with another counts as wrong: coarse outputs tie often, and must not gain by it. An
-    output that is not finite is wrong.
+    Among equal outputs the first counts, as argmax picks it on the device; int8 outputs tie often. An output that is
+    not finite is wrong.
 
     Args:
         logits: Shape (n, classes).
@@ -76,8 +76,9 @@ def from_logits(logits: np.ndarray, labels: np.ndarray, names: Sequence[str] = (
         )
     finite = np.where(np.isfinite(logits), logits, -np.inf)
     right = finite[np.arange(n), labels]
-    # How many other classes are at least as large.
-    rank = (finite >= right[:, None]).sum(1) - 1
+    # How many other classes come before: the larger ones, and the equal ones of a lower index.
+    before = np.arange(classes)[None] < labels[:, None]
+    rank = ((finite > right[:, None]) | ((finite == right[:, None]) & before)).sum(1)
     rank[~np.isfinite(right)] = classes
     hit = rank < 1
     share = float(hit.mean()) if n else 0.0

@@ -22,9 +22,17 @@ def test_top1_and_top5_agree_with_scikit_learn() -> None:
     assert weighted == pytest.approx(found.top1)
 
 
-def test_ties_and_what_is_not_finite_count_as_wrong() -> None:
-    logits = np.array([[1.0, 1.0], [0.0, 1.0], [np.nan, 0.0], [np.inf, 0.0]])
-    assert from_logits(logits, np.array([0, 1, 0, 0])).top1 == 25.0
+def test_of_equal_outputs_the_first_counts_as_argmax_does() -> None:
+    logits = np.random.default_rng(0).integers(0, 3, (400, 8)).astype(np.float32)
+    labels = np.random.default_rng(1).integers(0, 8, 400)
+    found = from_logits(logits, labels)
+    assert found.top1 == pytest.approx(100 * np.mean(logits.argmax(1) == labels))
+    assert found.top1 == pytest.approx(100 * np.mean(found.predictions == found.labels))
+
+
+def test_what_is_not_finite_is_wrong() -> None:
+    logits = np.array([[np.nan, 0.0], [np.inf, 0.0], [1.0, 0.0], [-np.inf, -np.inf]])
+    assert from_logits(logits, np.array([0, 0, 0, 0])).top1 == 25.0
 
 
 def test_a_label_without_output_is_refused() -> None:
