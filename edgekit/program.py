@@ -74,8 +74,10 @@ def export_program(
             "torch.export must be able to trace the network with a free batch dimension: look for a wrong input shape "
             "(--input-shape), control flow that depends on values, or a batch size written into a view.",
         ) from error
-    for node in program.graph.nodes:  # paths of the machine that exported; they would make equal programs differ
+    for node in program.graph.nodes:
+        # Paths and memory addresses of the process that exported: they would make equal programs differ.
         node.meta.pop("stack_trace", None)
+        node.meta.pop("from_node", None)
     return program
 
 

@@ -207,9 +207,9 @@ class _Run:
         split = self.dataset.train
         images = augment(split.images(chosen), self.augmentation, seed)
         x = to_inputs(images, self.preprocessing)
-        tensor = torch.from_numpy(np.ascontiguousarray(x))
-        if tensor.dim() == 4:
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        # Always a copy: torch aligns its memory and NumPy does not, and kernels may order their sums by alignment.
+        layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+        tensor = torch.from_numpy(x).clone(memory_format=layout)
         return tensor, torch.from_numpy(split.labels[chosen])
 
     def _finish_epoch(self, epoch: int) -> None:
