@@ -6,7 +6,12 @@ import sys
 import zipfile
 from pathlib import Path
 
-ROOMS = {"edgekit": "edgekit", "compress": "edgekit/compress", "export": "edgekit/export", "runtimes": "edgekit/runtimes"}
+ROOMS = {
+    "edgekit": "edgekit",
+    "compress": "edgekit/compress",
+    "export": "edgekit/export",
+    "runtimes": "edgekit/runtimes",
+}
 
 
 def main(root: Path, wheel: Path) -> int:

@@ -8,7 +8,12 @@ import tomllib
 
 from tests.conftest import REPOSITORY
 
-ROOMS = {"edgekit": "edgekit", "compress": "edgekit.compress", "export": "edgekit.export", "runtimes": "edgekit.runtimes"}
+ROOMS = {
+    "edgekit": "edgekit",
+    "compress": "edgekit.compress",
+    "export": "edgekit.export",
+    "runtimes": "edgekit.runtimes",
+}
 
 
 def test_every_folder_of_the_rooms_is_listed() -> None:

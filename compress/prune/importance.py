@@ -1,8 +1,10 @@
 """How much a channel matters, judged by the weights that make it and the weights that read it.
 
 A class of coupled channels is scored by group: in every weight that holds a part of it, the norm of that part is
-divided by the mean norm of its neighbours there, and the class gets the average (Fang et al., "DepGraph", CVPR 2023,
-section 3.3, aggregates groups likewise). Batch norm is folded into the weights first, because a filter's own scale says
+divided by the mean norm of its neighbours there, and the class gets the norm over its parts, the sum for L1 and the root
+of the sum of squares for L2 (Fang et al., "DepGraph", CVPR 2023, section 3.3, sums over the group likewise). So a channel
+of a residual stream, which many layers read, goes later than one that only two layers share; a mean over the parts would
+treat them alike, though cutting the first disturbs every layer that reads it. Batch norm is folded into the weights first, because a filter's own scale says
 nothing in front of a normalization.
 
 Sources: L1: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.1. L2: He et al., "Soft Filter
@@ -32,7 +34,7 @@ def class_scores(flow: Flow, norm: Norm) -> dict[int, float]:
         norm: ``l1`` for the sum of magnitudes, ``l2`` for the root of the sum of squares.
 
     Returns:
-        Score by class representative; 1.0 is the average channel.
+        Score by class representative; an average channel gives 1 for each weight it is part of (before the norm).
     """
     parts: dict[int, list[float]] = defaultdict(list)
     for slot in flow.slots:
@@ -44,7 +46,8 @@ def class_scores(flow: Flow, norm: Norm) -> dict[int, float]:
         for root, value in zip(roots.tolist(), relative.tolist(), strict=True):
             if not flow.is_frozen(root):
                 parts[root].append(value)
-    return {root: float(np.mean(values)) for root, values in parts.items()}
+    order = 1 if norm == "l1" else 2
+    return {root: float(np.linalg.norm(values, order)) for root, values in parts.items()}
 
 
 def slice_norms(weight: np.ndarray, dim: int, norm: Norm) -> np.ndarray:

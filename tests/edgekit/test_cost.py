@@ -85,5 +85,5 @@ def test_an_operator_without_a_rule_is_named() -> None:
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_bytes_are_what_the_weights_take(name: str) -> None:
     network = networks.make(name)
-    floats = [p for p in network.parameters()] + [b for b in network.buffers() if b.dtype == torch.float32]
+    floats = list(network.parameters()) + [b for b in network.buffers() if b.dtype == torch.float32]
     assert cost_of(export_program(network, networks.INPUT_SHAPE)).bytes == sum(t.nbytes for t in floats)

@@ -84,7 +84,7 @@ def test_weights_in_every_form_give_the_same_network(form: str, factory: str, tm
 
 def test_a_pickle_that_needs_more_is_refused_and_never_runs(factory: str, tmp_path: Path) -> None:
     torch.save({"conv.weight": _Code(tmp_path / "ran")}, tmp_path / "evil.pt")
-    with pytest.raises(SourceError, match="refused.*mkdir") as caught:
+    with pytest.raises(SourceError, match=r"refused.*mkdir") as caught:
         load(factory, weights=tmp_path / "evil.pt")
     assert "safetensors" in caught.value.remedy
     assert not (tmp_path / "ran").exists()

@@ -53,7 +53,9 @@ def test_the_command_line_gives_exit_code_1_and_no_traceback(tmp_path: Path) -> 
     command = [sys.executable, "-m", "edgekit.cli.main", "verify", str(file.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    _corrupt(file.path, attribute(exporter_for("onnx").lower(bundle, "float32").module, "conv1.weight").detach().numpy())
+    _corrupt(
+        file.path, attribute(exporter_for("onnx").lower(bundle, "float32").module, "conv1.weight").detach().numpy()
+    )
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "the first layer that differs is conv1" in done.stderr
@@ -87,7 +89,9 @@ def test_sigkill_in_the_middle_of_an_export_then_the_same_command(name: str, tmp
         bundle_of("residual").save(tmp_path / place)
     command = [sys.executable, "-m", "edgekit.cli.main", "export", "--to", name]
     assert subprocess.run([*command, str(tmp_path / "whole")], capture_output=True, check=False).returncode == 0
-    process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     exports = tmp_path / "killed" / "exports"
     until = time.monotonic() + 120
     while not list(exports.glob(".*.exporting")):

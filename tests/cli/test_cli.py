@@ -1,0 +1,234 @@
+"""The command as it is typed: help, JSON, exit codes, a narrow terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+EDGEKIT = [sys.executable, "-m", "edgekit.cli.main"]
+COMMANDS = ("inspect", "compress", "export", "verify", "bench", "demo")
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*EDGEKIT, *map(str, arguments)], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quantized bundle with ONNX and ncnn files, made by the commands."""
+    bundle = tmp_path_factory.mktemp("cli") / "small"
+    done = run("compress", "zoo:digits-cnn", "--data", "digits", "--step", "quantize:images=64", "-o", bundle)
+    assert done.returncode == 0, done.stderr
+    done = run("export", bundle, "--to", "onnx", "--to", "ncnn")
+    assert done.returncode == 0, done.stderr
+    return bundle
+
+
+def test_help_answers_at_once_and_shows_examples_first() -> None:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = run("--help")
+        times.append(time.perf_counter() - start)
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert command in done.stdout
+    # The promise is 0.5 s on a quiet machine; tests share theirs.
+    assert statistics.median(times) < 1.5
+    for command in COMMANDS:
+        text = run(command, "--help").stdout
+        assert "Examples" in text
+        assert text.index("Examples") < text.index("Options")
+
+
+def test_version_and_no_command() -> None:
+    from importlib.metadata import version
+
+    assert run("--version").stdout.strip() == f"edgekit {version('edgekit')}"
+    assert run().returncode == 2
+    assert run("explode").returncode == 2
+
+
+def test_shell_completion_is_there() -> None:
+    assert "--install-completion" in run("--help").stdout
+
+
+def test_inspect() -> None:
+    found = json.loads(run("inspect", "zoo:resnet20-cifar", "--json").stdout)
+    assert found["cost"]["macs"] == 40_551_040
+    assert found["cost"]["layers"][0]["path"] == "conv1"
+    text = run("inspect", "zoo:resnet20-cifar").stdout
+    assert "40,551,040" in text
+    assert "layer3.2.conv2" in text
+
+
+def test_compress_json_and_list(small: Path, tmp_path: Path) -> None:
+    done = run(
+        "compress", "zoo:digits-cnn", "--data", "digits", "--step", "quantize:images=64", "-o", tmp_path / "b", "--json"
+    )
+    found = json.loads(done.stdout)
+    assert found["precision"] == "int8"
+    assert found["steps"][0]["report"]["int8_macs_share"] == 1.0
+    listed = json.loads(run("compress", "--list", "--json").stdout)
+    assert {row["name"] for row in listed} == {"prune-channels", "quantize", "finetune"}
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("- step: quantize\n  images: 64\n")
+    done = run("compress", "zoo:digits-cnn", "--data", "digits", "--recipe", recipe, "-o", tmp_path / "c")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "b" / "program.pt2").read_bytes() == (tmp_path / "c" / "program.pt2").read_bytes()
+
+
+def test_export_says_what_was_proved(small: Path, tmp_path: Path) -> None:
+    done = run("export", small, "--to", "onnx", "-o", tmp_path, "--json")
+    (found,) = json.loads(done.stdout)
+    assert found["parity"]["accuracy"]["file_top1"] > 95
+    assert (tmp_path / "model.int8.onnx").is_file()
+    text = run("export", small, "--to", "onnx", "-o", tmp_path).stdout
+    assert "top-1 file" in text
+    assert "model.int8.onnx" in text
+
+
+def test_verify(small: Path) -> None:
+    assert "2 files verified" in run("verify", small).stdout
+    assert len(json.loads(run("verify", small, "--json").stdout)) == 2
+
+
+def test_bench(small: Path) -> None:
+    quick = ("--rounds", "3", "--runs", "3", "--seconds", "0")
+    found = json.loads(run("bench", small, "--runtime", "onnxruntime", *quick, "--data", "digits", "--json").stdout)
+    assert found["rows"][0]["runtime"] == "onnxruntime"
+    assert found["rows"][0]["accuracy"]["top1"] > 95
+    done = run("bench", small / "exports" / "model.int8.onnx", small / "exports" / "model.int8.ncnn.param", *quick)
+    assert "time × [95 %]" in done.stdout
+    assert any(word in done.stdout for word in ("faster", "slower", "no difference"))
+    assert "onnxruntime" in run("bench", "--list").stdout
+
+
+def test_a_failed_measurement_is_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"nothing")
+    done = run("bench", tmp_path / "broken.onnx", "--rounds", "3")
+    assert done.returncode == 1
+    assert "broken.onnx" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("inspect", "missing-folder"), 2, "does not exist"),
+        (("inspect", "zoo:resnet"), 2, "Known:"),
+        (
+            ("compress", "zoo:digits-cnn", "--data", "digits", "--step", "quantise", "-o", "{}"),
+            2,
+            "Did you mean quantize",
+        ),
+        (("compress", "zoo:digits-cnn", "--step", "quantize", "-o", "{}"), 2, "--data"),
+        (("compress", "zoo:digits-cnn", "--data", "digits", "--step", "quantize"), 2, "-o DIR is missing"),
+        (
+            ("compress", "zoo:digits-cnn", "--data", "folder:missing", "--step", "quantize", "-o", "{}"),
+            1,
+            "does not exist",
+        ),
+        (("compress", "zoo:digits-cnn", "--data", "digits", "--recipe", "no.yaml", "-o", "{}"), 2, "can't be read"),
+        (
+            ("compress", "zoo:digits-cnn", "--data", "digits", "--step", "prune-channels", "-o", "{}"),
+            2,
+            "exactly one goal",
+        ),
+        (("export", "zoo:digits-cnn", "--to", "onnx"), 2, "-o DIR"),
+        (("export", "zoo:digits-cnn", "-o", "{}"), 2, "--to onnx"),
+        (
+            ("export", "zoo:digits-cnn", "--to", "onnx", "--precision", "int8", "--data", "digits", "-o", "{}"),
+            1,
+            "quantize",
+        ),
+        (("bench",), 2, "nothing to measure"),
+        (("bench", "missing.onnx"), 2, "does not exist"),
+        (("verify", "missing.onnx"), 2, "does not exist"),
+    ],
+)
+def test_a_mistake_is_one_message_and_an_exit_code(
+    arguments: tuple[str, ...], code: int, message: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    done = run(*(argument.format(output) if argument == "{}" else argument for argument in arguments))
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir()), "something half-written was left"
+
+
+def test_a_truncated_pt2_a_wrong_weights_file_and_an_image_of_the_wrong_size(tmp_path: Path) -> None:
+    import torch
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    from edgekit.program import export_program, save_pt2
+    from edgekit.testing import networks
+
+    save_pt2(export_program(networks.make("plain"), networks.INPUT_SHAPE), tmp_path / "net.pt2")
+    content = (tmp_path / "net.pt2").read_bytes()
+    (tmp_path / "net.pt2").write_bytes(content[: len(content) // 2])
+    save_file({"weight": torch.zeros(2)}, tmp_path / "w.safetensors")
+    for i in range(40):
+        folder = tmp_path / "images" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 9), i * 5).save(folder / f"{i}.png")
+    before = sorted(tmp_path.iterdir())
+    cases = (
+        (("inspect", tmp_path / "net.pt2"), "damaged"),
+        (("inspect", "zoo:digits-cnn", "--weights", tmp_path / "w.safetensors"), "do not belong to this network"),
+        (
+            (
+                "compress",
+                "zoo:digits-cnn",
+                "--data",
+                f"folder:{tmp_path / 'images'}",
+                "--step",
+                "quantize",
+                "-o",
+                tmp_path / "o",
+            ),
+            "9×9 pixels, the network takes 8×8",
+        ),
+    )
+    for arguments, message in cases:
+        done = run(*arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_narrow_terminal_gets_every_figure(small: Path) -> None:
+    import pty
+
+    program = f"import os; os.environ['COLUMNS'] = '50'; import sys; sys.argv = ['edgekit', 'verify', {str(small)!r}]; "
+    program += "from edgekit.cli.main import main; main()"
+    main_end, other_end = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=other_end, stderr=subprocess.DEVNULL)
+    os.close(other_end)
+    text = b""
+    while True:
+        try:
+            block = os.read(main_end, 4096)
+        except OSError:
+            break
+        if not block:
+            break
+        text += block
+    assert process.wait() == 0
+    shown = text.decode()
+    assert "same top-1:" in shown
+    assert "…" not in shown, "a figure was cut off"
