@@ -4,8 +4,8 @@ A class of coupled channels is scored by group: in every weight that holds a par
 divided by the mean norm of its neighbours there, and the class gets the norm over its parts, the sum for L1 and the root
 of the sum of squares for L2 (Fang et al., "DepGraph", CVPR 2023, section 3.3, sums over the group likewise). So a channel
 of a residual stream, which many layers read, goes later than one that only two layers share; a mean over the parts would
-treat them alike, though cutting the first disturbs every layer that reads it. Batch norm is folded into the weights first, because a filter's own scale says
-nothing in front of a normalization.
+treat them alike, though cutting the first disturbs every layer that reads it. Batch norm is folded into the weights
+first, because a filter's own scale says nothing in front of a normalization.
 
 Sources: L1: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.1. L2: He et al., "Soft Filter
 Pruning", IJCAI 2018, section 3.2.
