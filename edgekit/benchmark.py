@@ -337,6 +337,8 @@ def _row(
         notes.append(
             f"{len(outside)} operators outside of {measured.facts.get('delegate')}: {', '.join(sorted(set(outside)))}"
         )
+    if cell.runtime == "torch" and candidate.metadata.get("precision") == "int8":
+        notes.append("torch simulates int8 in float: its accuracy is the figure to compare with, its time is none")
     if isinstance(accuracy, str):
         notes.append(accuracy)
     return Row(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import math
 import time
@@ -244,8 +245,11 @@ class _Run:
             "best_state": self.best_state,
             "rest": json.dumps([self.step, self.history, self.best_epoch, self.best_top1, self.partial]),
         }
+        content = io.BytesIO()
+        torch.save(state, content)
         with atomic_file(self.file) as partial:
-            torch.save(state, partial)
+            # By ourselves: torch reports a full disk as a position that it did not expect.
+            partial.write_bytes(content.getvalue())
 
     def resume(self, optimizer: torch.optim.Optimizer) -> int:
         """Takes up a checkpoint of this very training, if there is one; returns its step."""
