@@ -338,7 +338,7 @@ def _row(
             f"{len(outside)} operators outside of {measured.facts.get('delegate')}: {', '.join(sorted(set(outside)))}"
         )
     if cell.runtime == "torch" and candidate.metadata.get("precision") == "int8":
-        notes.append("torch simulates int8 in float: its accuracy is the figure to compare with, its time is none")
+        notes.append("torch simulates int8 in float: its accuracy is what to compare with, its time means nothing")
     if isinstance(accuracy, str):
         notes.append(accuracy)
     return Row(
