@@ -12,7 +12,7 @@ import pytest
 
 from edgekit.bundle import Bundle
 from edgekit.compress.pipeline import compress
-from edgekit.compress.quantize.calibration import observe_ranges, parameters_of
+from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
 from edgekit.compress.quantize.plan import insert, make_plan
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
 from edgekit.errors import ExportError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekit.compress.quantize.calibration import observe_ranges, parameters_of
+from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
 from edgekit.compress.quantize.plan import insert, make_plan
 from edgekit.compress.quantize.scheme import affine_parameters, quantize_weight, weight_scales
 from edgekit.compress.rewrite import (

@@ -1,4 +1,4 @@
-"""Finding the range of every activation from training images, in bounded memory."""
+"""Runs the network over calibration images and lets an observer watch every tensor that is to become int8."""
 
 from __future__ import annotations
 
@@ -9,29 +9,37 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
+from edgekit.compress.quantize.calibration.observer import Observer, observer_class
 from edgekit.compress.quantize.plan import Plan
 from edgekit.compress.quantize.scheme import AffineParameters, affine_parameters
 from edgekit.errors import StepError
 from edgekit.program import layer_name
 
 
-def observe_ranges(module: GraphModule, plan: Plan, batches: Iterable[np.ndarray]) -> dict[Node, tuple[float, float]]:
-    """The smallest and largest value of every tensor that is to become int8, over all batches.
+def observe_ranges(
+    module: GraphModule, plan: Plan, batches: Iterable[np.ndarray], method: str = "min-max"
+) -> dict[Node, tuple[float, float]]:
+    """The range of every tensor that is to become int8, over all batches.
 
-    Keeps two numbers for each tensor, however many images there are.
+    Tensors that share a scale are watched by one observer. Memory does not grow with the number of batches.
 
     Args:
         module: The float graph, in evaluation.
         plan: Which tensors to watch.
         batches: float32 inputs of shape (n, C, H, W).
+        method: A name in :data:`~edgekit.compress.quantize.calibration.observer.OBSERVERS`.
+
+    Returns:
+        The range for each leader of a shared scale.
 
     Raises:
         StepError: If an activation is not finite; it names the layer.
     """
     watched = set(plan.values)
-    ranges: dict[Node, tuple[float, float]] = {}
+    make = observer_class(method)
+    observers: dict[Node, Observer] = {}
 
-    class Observer(torch.fx.Interpreter):
+    class Watcher(torch.fx.Interpreter):
         def run_node(self, n: Node) -> Any:
             result = super().run_node(n)
             if n in watched:
@@ -41,22 +49,16 @@ def observe_ranges(module: GraphModule, plan: Plan, batches: Iterable[np.ndarray
                         f"an activation of {layer_name(n)} is not finite ({low}, {high})",
                         "Check the weights and the preprocessing; nothing can be quantized from such values.",
                     )
-                seen = ranges.get(n, (low, high))
-                ranges[n] = (min(low, seen[0]), max(high, seen[1]))
+                observers.setdefault(plan.leader(n), make()).update(result)
             return result
 
-    observer = Observer(module)
+    watcher = Watcher(module)
     with torch.no_grad():
         for batch in batches:
-            observer.run(torch.from_numpy(batch))
-    return ranges
+            watcher.run(torch.from_numpy(batch))
+    return {leader: observer.range() for leader, observer in observers.items()}
 
 
 def parameters_of(plan: Plan, ranges: dict[Node, tuple[float, float]]) -> dict[Node, AffineParameters]:
-    """Scale and zero point for each group of tensors that share them: the range that holds all of the group."""
-    merged: dict[Node, tuple[float, float]] = {}
-    for node, (low, high) in ranges.items():
-        leader = plan.leader(node)
-        seen = merged.get(leader, (low, high))
-        merged[leader] = (min(low, seen[0]), max(high, seen[1]))
-    return {leader: affine_parameters(low, high) for leader, (low, high) in merged.items()}
+    """Scale and zero point for each leader of a shared scale."""
+    return {plan.leader(node): affine_parameters(low, high) for node, (low, high) in ranges.items()}
