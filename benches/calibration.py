@@ -15,8 +15,7 @@ from typing import Any
 import edgekit
 from edgekit.bundle import versions
 from edgekit.compress.quantize.calibration.observer import OBSERVERS
-from edgekit.evaluation import evaluate, paired_difference
-from edgekit.export.parity import sqnr
+from edgekit.evaluation import evaluate, paired_difference, sqnr
 from edgekit.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "calibration.json"

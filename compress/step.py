@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STEPS: Mapping[str, str] = {
     "prune-channels": "edgekit.compress.prune.channels:PruneChannels",
+    "equalize": "edgekit.compress.quantize.equalize:Equalize",
     "quantize": "edgekit.compress.quantize.static:Quantize",
     "finetune": "edgekit.compress.finetune:Finetune",
 }

@@ -153,7 +153,9 @@ def cost_of(program: ExportedProgram | GraphModule) -> Cost:
         parameters = sum(
             attribute(module, name).numel() for name, is_weight in stored if is_weight and name not in counted
         )
-        size = sum(attribute(module, name).nbytes for name, _ in stored if name not in counted)
+        size = sum(
+            math.ceil(attribute(module, name).nbytes * _packing(node, name)) for name, _ in stored if name not in counted
+        )
         counted.update(name for name, _ in stored)
         macs_rule = MACS.get(node.target)
         if macs_rule is None and node.target not in _NO_MACS:
@@ -196,6 +198,14 @@ def _stored(node: Node) -> list[tuple[str, bool]]:
                 if not name.endswith("_zero_point"):
                     found.append((name, not extra))
     return found
+
+
+def _packing(node: Node, name: str) -> float:
+    """What share of its bytes a tensor needs when it is packed: int8 tensors that hold fewer bits need fewer."""
+    for source in node.all_input_nodes:
+        if source.target is quantized.dequantize_per_channel.default and source.args[0].target == name:
+            return (int(source.args[5]).bit_length() + 1) / 8
+    return 1.0
 
 
 def _value(node: Any) -> torch.Tensor:

@@ -156,3 +156,14 @@ def paired_difference(a: Evaluation, b: Evaluation) -> tuple[float, float]:
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
     """Percentage of inputs for which two sets of outputs name the same class."""
     return float((a.argmax(1) == b.argmax(1)).mean() * 100)
+
+
+def sqnr(reference: np.ndarray, output: np.ndarray) -> float | None:
+    """Signal to noise ratio in dB; None when nothing differs, -inf when the output is not finite."""
+    noise = float(np.sum((reference - output) ** 2, dtype=np.float64))
+    signal = float(np.sum(reference.astype(np.float64) ** 2))
+    if not np.isfinite(noise):
+        return float("-inf")
+    if noise == 0:
+        return None
+    return 10 * float(np.log10(max(signal, 1e-300) / noise))

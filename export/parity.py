@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.evaluation import sqnr
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -85,17 +87,6 @@ def compare(reference: np.ndarray, output: np.ndarray, *, step: float | None = N
         top1_percent=float(np.mean(rows[0].argmax(1) == rows[1].argmax(1)) * 100) if finite else 0.0,
         within_two_steps_percent=within,
     )
-
-
-def sqnr(reference: np.ndarray, output: np.ndarray) -> float | None:
-    """Signal to noise ratio in dB; None when nothing differs, -inf when the output is not finite."""
-    noise = float(np.sum((reference - output) ** 2, dtype=np.float64))
-    signal = float(np.sum(reference.astype(np.float64) ** 2))
-    if not np.isfinite(noise):
-        return float("-inf")
-    if noise == 0:
-        return None
-    return 10 * float(np.log10(max(signal, 1e-300) / noise))
 
 
 def violations(agreement: Agreement, tolerance: Tolerance, largest: float) -> list[str]:

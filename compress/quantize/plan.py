@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch.fx import GraphModule, Node
 
 from edgekit.compress.quantize.rules import FUSES_ACTIVATION, RULES, Role
-from edgekit.compress.quantize.scheme import AffineParameters, quantize_weight, weight_scales
+from edgekit.compress.quantize.scheme import AffineParameters, quantize_weight, weight_max, weight_scales
 from edgekit.compress.rewrite import finish
 from edgekit.program import aten, attribute, layer_name, quantized, set_attribute
 
@@ -110,17 +111,26 @@ def _is_list(node: Node) -> bool:
     return not isinstance(node.meta.get("val"), torch.Tensor)
 
 
-def insert(module: GraphModule, plan: Plan, parameters: dict[Node, AffineParameters]) -> None:
-    """Puts the quantize/dequantize pairs and the int8 weights into the graph, in place.
+def insert(
+    module: GraphModule,
+    plan: Plan,
+    parameters: Mapping[Node, AffineParameters],
+    bits: Mapping[str, int] | None = None,
+    *,
+    per_channel: bool = True,
+) -> None:
+    """Puts the quantize/dequantize pairs and the integer weights into the graph, in place.
 
     Args:
         module: The graph that the plan was made for.
         plan: Which tensors become int8.
         parameters: Scale and zero point for each leader of a shared scale.
+        bits: Of the weights, by the name of the layer; 8 where it says nothing.
+        per_channel: A weight scale for each output channel, or the same for all of a layer.
     """
     graph = module.graph
     for node in plan.compute:
-        _quantize_weight_of(module, node)
+        _quantize_weight_of(module, node, (bits or {}).get(layer_name(node), 8), per_channel)
     for node in plan.values:
         found = parameters[plan.leader(node)]
         bounds = (found.scale, found.zero_point, -128, 127, torch.int8)
@@ -136,19 +146,20 @@ def insert(module: GraphModule, plan: Plan, parameters: dict[Node, AffineParamet
     finish(module)
 
 
-def _quantize_weight_of(module: GraphModule, node: Node) -> None:
+def _quantize_weight_of(module: GraphModule, node: Node, bits: int, per_channel: bool) -> None:
     source = node.args[1]
     if not isinstance(source, Node) or source.op != "get_attr":
         return
     weight = attribute(module, str(source.target)).detach()
-    scales = weight_scales(weight)
+    scales = weight_scales(weight, bits, per_channel=per_channel)
+    top = weight_max(bits)
     name = str(source.target)
-    set_attribute(module, f"{name}_int8", quantize_weight(weight, scales))
+    set_attribute(module, f"{name}_int8", quantize_weight(weight, scales, bits))
     set_attribute(module, f"{name}_scale", scales)
     set_attribute(module, f"{name}_zero_point", torch.zeros_like(scales, dtype=torch.int64))
     with module.graph.inserting_before(node):
         tensors = [module.graph.get_attr(f"{name}_{part}") for part in ("int8", "scale", "zero_point")]
-        dq = module.graph.call_function(quantized.dequantize_per_channel.default, (*tensors, 0, -127, 127, torch.int8))
+        dq = module.graph.call_function(quantized.dequantize_per_channel.default, (*tensors, 0, -top, top, torch.int8))
     for tensor in tensors:
         tensor.meta["val"] = attribute(module, str(tensor.target))
     dq.meta["val"] = source.meta["val"]

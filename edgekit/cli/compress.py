@@ -133,6 +133,8 @@ def _show(before: Bundle, after: Bundle, output: Path) -> None:
             )
         for item in report.get("in_float", []):
             render.stdout.print(f"left in float: {item['layer']}: {item['reason']}", soft_wrap=True)
+        for note in report.get("notes", []):
+            render.stdout.print(note, soft_wrap=True, markup=False)
     size = size_on_disk(output)
     render.stdout.print(f"wrote {output} ({render.kib(size)} on disk). A ratio of MACs is no speed-up: measure it with")
     render.stdout.print(f"  edgekit export {output} --to onnx && edgekit bench {output}", soft_wrap=True)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.compress.quantize.bias import correct_biases, output_means
+from edgekit.compress.quantize.bias import bias_scale, correct_biases, output_means, round_biases
 from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
 from edgekit.compress.quantize.plan import insert, make_plan
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
-from edgekit.program import export_program, layer_name, node_values, trainable
+from edgekit.program import attribute, export_program, layer_name, node_values, trainable
 from edgekit.testing import networks
 
 
@@ -35,7 +35,31 @@ def test_every_layer_s_mean_is_the_float_one_again(name: str) -> None:
     assert set(shifts) == set(plan.compute)
     assert max(before.values()) > 1e-3, "nothing to correct: the test would prove nothing"
     for node in plan.compute:
-        assert after[node] < 1e-5, layer_name(node)
+        # Biases are multiples of s_x s_w, so up to half of that is left.
+        scale = bias_scale(module, node)
+        assert scale is not None
+        assert after[node] < 0.5 * float(scale.max()) + 1e-6, layer_name(node)
+        _on_the_grid(module, node)
+
+
+def test_rounding_alone_puts_biases_on_the_grid() -> None:
+    module = trainable(export_program(networks.make("concat"), networks.INPUT_SHAPE))
+    images = networks.images(8)
+    plan = make_plan(module)
+    insert(module, plan, parameters_of(plan, observe_ranges(module, plan, [images.numpy()])))
+    was = {n: attribute(module, str(n.args[2].target)).detach().clone() for n in plan.compute}
+    round_biases(module)
+    for node in plan.compute:
+        moved = (attribute(module, str(node.args[2].target)) - was[node]).detach().abs()
+        assert (moved <= 0.51 * bias_scale(module, node)).all()
+        assert moved.max() > 0
+        _on_the_grid(module, node)
+
+
+def _on_the_grid(module: torch.fx.GraphModule, node: torch.fx.Node) -> None:
+    bias = attribute(module, str(node.args[2].target)).detach().double().numpy()
+    steps = bias / bias_scale(module, node).double().numpy()
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
 
 
 def test_a_layer_without_a_bias_is_left_alone() -> None:

@@ -59,6 +59,10 @@ def observe_ranges(
     return {leader: observer.range() for leader, observer in observers.items()}
 
 
-def parameters_of(plan: Plan, ranges: dict[Node, tuple[float, float]]) -> dict[Node, AffineParameters]:
+def parameters_of(
+    plan: Plan, ranges: dict[Node, tuple[float, float]], *, symmetric: bool = False
+) -> dict[Node, AffineParameters]:
     """Scale and zero point for each leader of a shared scale."""
-    return {plan.leader(node): affine_parameters(low, high) for node, (low, high) in ranges.items()}
+    return {
+        plan.leader(node): affine_parameters(low, high, symmetric=symmetric) for node, (low, high) in ranges.items()
+    }
