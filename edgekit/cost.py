@@ -154,7 +154,9 @@ def cost_of(program: ExportedProgram | GraphModule) -> Cost:
             attribute(module, name).numel() for name, is_weight in stored if is_weight and name not in counted
         )
         size = sum(
-            math.ceil(attribute(module, name).nbytes * _packing(node, name)) for name, _ in stored if name not in counted
+            math.ceil(attribute(module, name).nbytes * _packing(node, name))
+            for name, _ in stored
+            if name not in counted
         )
         counted.update(name for name, _ in stored)
         macs_rule = MACS.get(node.target)

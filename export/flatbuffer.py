@@ -6,17 +6,23 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.export.lowering import pack_int4
+
 METADATA_NAME = b"edgekit"
+INT4_MAX = 7
 
 
-def edit_model(content: bytes, *, metadata: str = "", half_weights: bool = False) -> bytes:
-    """Returns the model with edgekit's metadata in it, and its float32 weights as float16 if asked.
+def edit_model(
+    content: bytes, *, metadata: str = "", half_weights: bool = False, narrow_weights: bool = False
+) -> bytes:
+    """Returns the model with edgekit's metadata in it, and its weights stored in fewer bits if asked.
 
     Args:
         content: A TFLite flatbuffer.
         metadata: JSON text, stored as a metadata buffer named ``edgekit``; none if empty.
         half_weights: Store float32 constants as float16 with a DEQUANTIZE before their use, as TFLite's "float16
             quantization" does; XNNPACK unpacks them when the file is loaded.
+        narrow_weights: Store int8 weights whose values fit into 4 bits as int4.
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
@@ -25,6 +31,9 @@ def edit_model(content: bytes, *, metadata: str = "", half_weights: bool = False
     if half_weights:
         for graph in model.subgraphs:
             _store_half(schema, model, graph)
+    if narrow_weights:
+        for graph in model.subgraphs:
+            _store_int4(schema, model, graph)
     if metadata:
         buffer = schema.BufferT()
         buffer.data = np.frombuffer(metadata.encode("utf-8"), np.uint8)
@@ -65,6 +74,29 @@ def _store_half(schema: Any, model: Any, graph: Any) -> None:
     for index, buffer in enumerate(model.buffers):
         if index not in used:
             buffer.data = None
+
+
+def _store_int4(schema: Any, model: Any, graph: Any) -> None:
+    # The versions since which each operator takes int4 weights.
+    since = {
+        schema.BuiltinOperator.CONV_2D: 7,
+        schema.BuiltinOperator.DEPTHWISE_CONV_2D: 7,
+        schema.BuiltinOperator.FULLY_CONNECTED: 11,
+    }
+    for operator in graph.operators:
+        code = model.operatorCodes[operator.opcodeIndex]
+        if code.builtinCode not in since:
+            continue
+        tensor = graph.tensors[operator.inputs[1]]
+        stored = model.buffers[tensor.buffer].data
+        if tensor.type != schema.TensorType.INT8 or stored is None:
+            continue
+        values = np.frombuffer(bytes(bytearray(stored)), np.int8)
+        if np.abs(values.astype(np.int16)).max(initial=0) > INT4_MAX:
+            continue
+        tensor.type = schema.TensorType.INT4
+        model.buffers[tensor.buffer].data = pack_int4(values)
+        code.version = max(code.version, since[code.builtinCode])
 
 
 def _operator_code(schema: Any, model: Any, builtin: int) -> int:

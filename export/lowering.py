@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
@@ -49,6 +50,30 @@ def dequantized_weight(module: GraphModule, node: Node) -> torch.Tensor:
     values = attribute(module, str(node.args[0].target))  # type: ignore[union-attr]
     scales = attribute(module, str(node.args[1].target))  # type: ignore[union-attr]
     return values.to(torch.float32) * scales.view(-1, *[1] * (values.dim() - 1))
+
+
+def narrow_weights(module: GraphModule) -> list[Node]:
+    """The layers whose weights fit into 4 bits, in order."""
+    found = []
+    for node in weight_nodes(module):
+        weight = node.args[1]
+        if isinstance(weight, Node) and weight.target is DQ_CHANNEL and int(weight.args[5]) <= 7:  # type: ignore[arg-type]
+            found.append(node)
+    return found
+
+
+def pack_int4(values: np.ndarray) -> np.ndarray:
+    """Two values to a byte, the first in the low half, as ONNX and TFLite have it.
+
+    Args:
+        values: Integers in [-8, 7], any shape.
+
+    Returns:
+        uint8, shape (ceil(size / 2),).
+    """
+    flat = values.reshape(-1).astype(np.int8)
+    padded = np.append(flat, np.int8(0)) if len(flat) % 2 else flat
+    return ((padded[0::2] & 0xF) | ((padded[1::2] & 0xF) << 4)).astype(np.uint8)
 
 
 def strip_quantization(module: GraphModule) -> dict[str, tuple[float, int]]:

@@ -18,6 +18,7 @@ from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.lowering import (
     deployed,
     dequantized_weight,
+    narrow_weights,
     round_weights_to_half,
     strip_quantization,
     weight_nodes,
@@ -66,6 +67,8 @@ class NcnnExporter(Exporter):
                 "ncnn has no zero points: activations keep the bundle's ranges on a symmetric grid, which is coarser after "
                 "a ReLU; everything but convolutions and linear layers computes in float"
             )
+            if narrow_weights(module):
+                notes.append("ncnn stores every weight in 8 bits: fewer bits make this file no smaller")
         return Lowered(module, precision, bundle.input_shape, tuple(notes))
 
     def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:

@@ -11,7 +11,7 @@ import torch
 
 from edgekit.errors import ExportError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
-from edgekit.export.lowering import deployed, round_weights_to_half
+from edgekit.export.lowering import deployed, narrow_weights, pack_int4, round_weights_to_half
 from edgekit.files import atomic_file
 from edgekit.program import export_program, layer_name, quiet
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # onnx 1.23 writes IR version 14 by default, ONNX Runtime 1.31 reads 13 at most; 10 is read since 1.18 (2024), so by phones.
 IR_VERSION = 10
 OPSET = 20
+# Since 21 there are int4 tensors.
+OPSET_INT4 = 21
+INT4_MAX = 7
 INPUT, OUTPUT = "input", "output"
 # torch.onnx writes where each node came from into the file: as large as a small network's weights.
 _INT32 = np.iinfo(np.int32)
@@ -45,6 +48,10 @@ class OnnxExporter(Exporter):
             notes = ("weights are stored in float16; ONNX Runtime's CPU provider computes in float32",)
         if precision == "int8":
             notes = ("activations are written as uint8 (zero point + 128): the same values, faster on x86",)
+            if narrow_weights(module):
+                notes += (
+                    "weights of up to 4 bits are stored as int4; ONNX Runtime unpacks them to int8 when it loads",
+                )
         return Lowered(module, precision, bundle.input_shape, notes)
 
     def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:
@@ -52,6 +59,7 @@ class OnnxExporter(Exporter):
         if lowered.precision == "int8":
             activations_to_uint8(model)
             biases_to_int32(model)
+            weights_to_int4(model)
         if lowered.precision == "float16":
             weights_to_half(model)
         model.metadata_props.add(key="edgekit", value=json.dumps(metadata))
@@ -194,6 +202,34 @@ def biases_to_int32(model: onnx.ModelProto) -> None:
         model.graph.node.insert(list(model.graph.node).index(node), dequantize)
         node.input[2] = f"{name}_dequantized"
     _drop_unused(model)
+
+
+def weights_to_int4(model: onnx.ModelProto) -> int:
+    """Stores int8 weights whose values fit into 4 bits as int4 with a cast behind them; returns how many.
+
+    ONNX Runtime folds the cast when it loads the file, so its int8 kernels compute as with the unpacked weights.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = [n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
+    casts = []
+    for name in dict.fromkeys(weights):
+        values = numpy_helper.to_array(constants[name])
+        if values.dtype != np.int8 or values.ndim < 2 or np.abs(values.astype(np.int16)).max(initial=0) > INT4_MAX:
+            continue
+        packed = helper.make_tensor(
+            f"{name}_int4", TensorProto.INT4, values.shape, pack_int4(values).tobytes(), raw=True
+        )
+        casts.append(helper.make_node("Cast", [packed.name], [name], to=TensorProto.INT8))
+        model.graph.initializer.remove(constants[name])
+        model.graph.initializer.append(packed)
+    for cast in reversed(casts):
+        model.graph.node.insert(0, cast)
+    if casts:
+        for used in model.opset_import:
+            used.version = max(used.version, OPSET_INT4) if used.domain in ("", "ai.onnx") else used.version
+    return len(casts)
 
 
 def weights_to_half(model: onnx.ModelProto) -> None:

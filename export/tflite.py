@@ -14,7 +14,7 @@ from edgekit.compress.rewrite import global_pool_to_mean
 from edgekit.errors import ExportError, MissingDependencyError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.flatbuffer import edit_model
-from edgekit.export.lowering import deployed, expand_weights, round_weights_to_half
+from edgekit.export.lowering import deployed, expand_weights, narrow_weights, round_weights_to_half
 from edgekit.files import atomic_file
 from edgekit.program import duplicate, export_program, layer_name, save_pt2
 
@@ -47,6 +47,11 @@ class TfliteExporter(Exporter):
             notes.append("weights are stored in float16; XNNPACK computes in float32 on x86")
         if precision == "int8":
             notes.append("input and output are int8, with the scales that the bundle gives them")
+            if narrow_weights(module):
+                notes.append(
+                    "weights of up to 4 bits are stored as int4: XNNPACK has no such convolutions, TFLite's own kernels "
+                    "compute them more slowly than int8"
+                )
         return Lowered(module, precision, bundle.input_shape, tuple(notes))
 
     def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:
@@ -55,7 +60,12 @@ class TfliteExporter(Exporter):
             module = duplicate(module)
             expand_weights(module)
         content = _convert(module, lowered)
-        content = edit_model(content, metadata=json.dumps(metadata), half_weights=lowered.precision == "float16")
+        content = edit_model(
+            content,
+            metadata=json.dumps(metadata),
+            half_weights=lowered.precision == "float16",
+            narrow_weights=lowered.precision == "int8" and bool(narrow_weights(module)),
+        )
         with atomic_file(path) as partial:
             partial.write_bytes(content)
         return [path]

@@ -104,7 +104,10 @@ def bias_scale(module: GraphModule, node: Node) -> torch.Tensor | None:
     x, weight = node.args[0], node.args[1]
     if not (isinstance(x, Node) and isinstance(weight, Node)):
         return None
-    if x.target is not quantized.dequantize_per_tensor.default or weight.target is not quantized.dequantize_per_channel.default:
+    if (
+        x.target is not quantized.dequantize_per_tensor.default
+        or weight.target is not quantized.dequantize_per_channel.default
+    ):
         return None
     return torch.tensor(float(x.args[1]), dtype=torch.float32) * attribute(module, str(weight.args[1].target))  # type: ignore[arg-type,union-attr]
 

@@ -43,7 +43,9 @@ class LayerNoise:
         return asdict(self)
 
 
-def noise_inside(floats: GraphModule, module: GraphModule, layers: Sequence[str], images: np.ndarray) -> list[LayerNoise]:
+def noise_inside(
+    floats: GraphModule, module: GraphModule, layers: Sequence[str], images: np.ndarray
+) -> list[LayerNoise]:
     """Every layer's noise inside the quantized network.
 
     What is compared is what the next layer reads: after the activation and after the output's own rounding.

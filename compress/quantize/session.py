@@ -72,7 +72,9 @@ class Session:
             if not fnmatch.filter(self.layers, pattern):
                 named = ", ".join(self.layers[:12]) + " …" * (len(self.layers) > 12)
                 raise StepError(f"no layer is called {pattern!r}", f"The layers are {named}.")
-        tensors = [n for n in self.floats.graph.nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)]
+        tensors = [
+            n for n in self.floats.graph.nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)
+        ]
         largest = max(math.prod(shape_of(node)[1:]) for node in tensors)
         count = max(8, min(_FEW, _FEW_ELEMENTS // largest))
         needed = math.ceil(count / settings.batch_size)

@@ -12,21 +12,23 @@ import pytest
 
 from edgekit.bundle import Bundle
 from edgekit.compress.pipeline import compress
+from edgekit.compress.quantize.bias import round_biases
 from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
 from edgekit.compress.quantize.plan import insert, make_plan
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
+from edgekit.cost import cost_of
 from edgekit.errors import ExportError
 from edgekit.export.exporter import EXPORTERS, Exporter, Lowered, exporter_for
 from edgekit.export.parity import TOLERANCES
 from edgekit.export.run import RECORD, export, verify
-from edgekit.program import attribute, duplicate, export_program
+from edgekit.program import attribute, duplicate, export_program, layer_name
 from edgekit.runtimes.runtime import RUNTIMES, Options
 from edgekit.runtimes.targets.target import target_for
 from edgekit.sources.load import load
 from edgekit.testing import networks
 
 
-def bundle_of(network: str, precision: str = "float32") -> Bundle:
+def bundle_of(network: str, precision: str = "float32", weight_bits: int = 8) -> Bundle:
     """A bundle of one of the small networks, quantized if asked, with samples of its own."""
     x = networks.images(32)
     bundle = Bundle(export_program(networks.make(network), networks.INPUT_SHAPE), networks.INPUT_SHAPE)
@@ -35,7 +37,9 @@ def bundle_of(network: str, precision: str = "float32") -> Bundle:
         remove_dropout(module)
         fold_batch_norm(module)
         plan = make_plan(module)
-        insert(module, plan, parameters_of(plan, observe_ranges(module, plan, [x.numpy()])))
+        parameters = parameters_of(plan, observe_ranges(module, plan, [x.numpy()]))
+        insert(module, plan, parameters, {layer_name(node): weight_bits for node in plan.compute})
+        round_biases(module)
         bundle = bundle.with_module(module)
     return bundle.with_samples(x.numpy(), np.zeros(len(x), np.int64))
 
@@ -66,6 +70,20 @@ class ExporterConformance:
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
             [*file.parity["files"], file.path.name + RECORD]
         )
+
+    @pytest.mark.parametrize("network", ["plain", "residual", "depthwise"])
+    def test_four_bit_weights_take_half_the_bytes_and_compute_the_same(
+        self, name: str, network: str, tmp_path: Path
+    ) -> None:
+        (wide,) = export(bundle_of(network, "int8"), name, output=tmp_path / "8")
+        (narrow,) = export(bundle_of(network, "int8", weight_bits=4), name, output=tmp_path / "4")
+        weights = sum(layer.parameters for layer in cost_of(bundle_of(network).module()).layers if layer.macs)
+        saved = wide.parity["size_bytes"] - narrow.parity["size_bytes"]
+        if any("in 8 bits" in note for note in narrow.parity["lowering"]):
+            assert abs(saved) < 0.1 * weights
+        else:
+            # A cast node for each layer is what it costs.
+            assert saved > 0.45 * weights - 1500
 
     def test_half_precision_is_half_the_size(self, name: str, tmp_path: Path) -> None:
         bundle = bundle_of("plain")
