@@ -1,0 +1,118 @@
+"""Other toolkits' quantizers, each by its documented defaults, on a model and calibration images that are given.
+
+    python benches/peers.py TOOL MODEL CALIBRATION.npz OUTPUT
+
+TOOL is ``onnxruntime`` (quantize_static, per channel), ``nncf``, ``nncf-mixed`` (preset MIXED, per-tensor activations: what
+its speed asks for on CPUs), or ``ai-edge-quantizer``. NNCF wants an environment of its own:
+``python -m venv peers && peers/bin/pip install nncf==3.4.0 onnx onnxruntime torch==2.13.0``, and this file run by its Python.
+The archive holds ``x``: float32, (n, C, H, W) for ONNX and (n, H, W, C) for TFLite. Prints JSON: seconds and peak memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("NNCF_CI", "1")  # sends no usage statistics
+
+import numpy as np
+
+
+def main() -> None:
+    """Quantizes one model by one tool."""
+    tool, model, calibration, output = sys.argv[1:5]
+    images = np.load(calibration)["x"]
+    run = {
+        "onnxruntime": onnxruntime,
+        "nncf": nncf_default,
+        "nncf-mixed": nncf_mixed,
+        "ai-edge-quantizer": ai_edge_quantizer,
+    }[tool]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    run(model, images, output)
+    seconds = time.monotonic() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"tool": tool, "seconds": seconds, "peak_mib": peak / 1024, "before_mib": before / 1024}))
+
+
+def onnxruntime(model: str, images: np.ndarray, output: str) -> None:
+    """ONNX Runtime's own: pre-processing, then QDQ, int8 weights per channel, uint8 activations."""
+    import tempfile
+    from pathlib import Path
+
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._left = iter(images)
+
+        def get_next(self) -> Any:
+            image = next(self._left, None)
+            return None if image is None else {_input_name(model): image[None]}
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = str(Path(folder, "prepared.onnx"))
+        quant_pre_process(model, prepared)
+        quantize_static(
+            prepared, output, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
+        )  # fmt: skip
+
+
+def nncf_default(model: str, images: np.ndarray, output: str) -> None:
+    """NNCF's quantize with nothing set but the number of images."""
+    _nncf(model, images, output)
+
+
+def nncf_mixed(model: str, images: np.ndarray, output: str) -> None:
+    """NNCF with the preset MIXED and activations per tensor."""
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+
+    advanced = AdvancedQuantizationParameters(activations_quantization_params=QuantizationParameters(per_channel=False))
+    _nncf(model, images, output, preset=nncf.QuantizationPreset.MIXED, advanced_parameters=advanced)
+
+
+def _nncf(model: str, images: np.ndarray, output: str, **settings: Any) -> None:
+    import nncf
+    import onnx
+
+    name = _input_name(model)
+    dataset = nncf.Dataset(list(images), lambda image: {name: image[None]})
+    onnx.save(nncf.quantize(onnx.load(model), dataset, subset_size=len(images), **settings), output)
+
+
+def ai_edge_quantizer(model: str, images: np.ndarray, output: str) -> None:
+    """Google's, with its static W8A8 recipe."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    made = quantizer.Quantizer(model, recipe.static_wi8_ai8())
+    signature, name = _signature(model)
+    data: Iterator[dict[str, np.ndarray]] = ({name: image[None]} for image in images)
+    calibrated = made.calibrate({signature: data})
+    made.quantize(calibrated).export_model(output, overwrite=True)
+
+
+def _signature(model: str) -> tuple[str, str]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    signatures = Interpreter(model_path=model).get_signature_list()
+    key = next(iter(signatures))
+    return key, signatures[key]["inputs"][0]
+
+
+def _input_name(model: str) -> str:
+    import onnx
+
+    return str(onnx.load(model).graph.input[0].name)
+
+
+if __name__ == "__main__":
+    main()

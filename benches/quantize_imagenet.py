@@ -1,0 +1,116 @@
+"""INT8 of real networks side by side with other toolkits: accuracy on the same images, calibrated on the same images.
+
+    python benches/quantize_imagenet.py [--shared ../shared/data] [--work runs/quantize-imagenet] [--nncf PYTHON]
+
+SqueezeNet 1.1 and MobileNet V1 0.25 (calibrated on even ImageNet-like images, reported on the 500 odd ones), ResNet-8 of
+MLPerf Tiny (CIFAR-10, 500 original test images). Ours is deployed in ONNX, TFLite and ncnn; ONNX Runtime's quantizer and NNCF
+take our float ONNX file, ai-edge-quantizer our float TFLite file. ``--nncf`` names the Python of an environment with NNCF
+(see peers.py); without it that row is missing. Drops are paired with the float network on the same images. Results go to
+benches/results/quantize_imagenet.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+
+import edgekit
+from edgekit.bundle import Bundle, versions
+from edgekit.data.dataset import Dataset
+from edgekit.evaluation import Evaluation, agreement, evaluate, paired_difference, sqnr
+from edgekit.files import write_json
+from edgekit.runtimes.accuracy import evaluate_file
+from edgekit.runtimes.targets.target import target_for
+
+FORMATS = ("onnx", "tflite", "ncnn")
+PEERS = (("onnxruntime", "onnx"), ("nncf", "onnx"), ("nncf-mixed", "onnx"), ("ai-edge-quantizer", "tflite"))
+RUNTIMES = {"onnx": "onnxruntime", "tflite": "tflite", "ncnn": "ncnn"}
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "quantize_imagenet.json"
+
+
+def main() -> None:
+    """Quantizes by every tool, evaluates and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("runs/quantize-imagenet"))
+    parser.add_argument("--nncf", help="Python of an environment with NNCF.")
+    parser.add_argument("--step", default="quantize:images=300")
+    arguments = parser.parse_args()
+    shared = arguments.shared
+    imagenet = networks.imagenet(shared)
+    jobs: list[tuple[str, Bundle, Dataset]] = [
+        ("squeezenet", networks.squeezenet(shared), imagenet),
+        ("mobilenet-v1-0.25", networks.mobilenet_v1(shared), imagenet),
+        ("resnet8", networks.resnet8(shared), networks.cifar10_lossless(shared)),
+    ]
+    results = {}
+    for name, bundle, data in jobs:
+        results[name] = _network(name, bundle, data, arguments)
+    write_json(RESULT, {"networks": results, "versions": versions()})
+    print(f"wrote {RESULT}")
+
+
+def _network(name: str, bundle: Bundle, data: Dataset, arguments: Any) -> dict[str, Any]:
+    work = arguments.work / name
+    reference = evaluate(bundle.module(), data.test, bundle.preprocessing)
+    rows: dict[str, Any] = {}
+
+    def add(tool: str, found: Evaluation, extra: dict[str, Any] | None = None) -> None:
+        difference, error = paired_difference(reference, found)
+        rows[tool] = {
+            "top1": found.top1, "top5": found.top5, "drop": -difference, "standard_error": error,
+            "sqnr_db": sqnr(reference.logits, found.logits), "same_class_percent": agreement(reference.logits, found.logits),
+            **(extra or {}),
+        }  # fmt: skip
+        print(
+            f"{name} {tool}: top-1 {found.top1:.1f}, drop {-difference:+.2f} ± {error:.2f}, {rows[tool]['sqnr_db']:.1f} dB"
+        )
+
+    with target_for("local") as target:
+
+        def run(path: Path, kind: str) -> Evaluation:
+            return evaluate_file(path, RUNTIMES[kind], target, data.test, bundle.preprocessing)
+
+        small = edgekit.compress(bundle, arguments.step, data, output=work / "int8")
+        simulated = evaluate(small.module(), data.test, small.preprocessing)
+        add("edgekit simulated", simulated)
+        for file in edgekit.export(small, FORMATS, data=data):
+            found = run(file.path, file.parity["format"])
+            difference = paired_difference(simulated, found)[0]
+            add(f"edgekit {file.parity['format']}", found, {"against_simulated": difference})
+        floats = {
+            f.parity["format"]: f.path for f in edgekit.export(bundle, FORMATS[:2], data=data, output=work / "float")
+        }
+        # The very images that our step calibrates on: the same draw.
+        count = min(300, len(data.train))
+        chosen = np.sort(np.random.default_rng(0).permutation(len(data.train))[:count])
+        assert bundle.preprocessing is not None
+        images = bundle.preprocessing(data.train.images(chosen))
+        np.savez(work / "nchw.npz", x=images)
+        np.savez(work / "nhwc.npz", x=images.transpose(0, 2, 3, 1))
+        for tool, kind in PEERS:
+            made = work / f"{tool}{floats[kind].suffix}"
+            python = arguments.nncf if tool.startswith("nncf") else sys.executable
+            if python is None:
+                continue
+            archive = work / ("nchw.npz" if kind == "onnx" else "nhwc.npz")
+            command = [python, str(HERE / "peers.py"), tool, str(floats[kind]), str(archive), str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(f"{name} {tool}: failed: {done.stderr.strip().splitlines()[-1][:200]}")
+                rows[tool] = {"failed": done.stderr.strip().splitlines()[-1][:200]}
+                continue
+            add(tool, run(made, kind), json.loads(done.stdout.strip().splitlines()[-1]))
+    return {"test_images": len(reference.labels), "float_top1": reference.top1, "rows": rows}
+
+
+if __name__ == "__main__":
+    main()
