@@ -26,6 +26,8 @@ STEPS: Mapping[str, str] = {
     "prune-channels": "edgekit.compress.prune.channels:PruneChannels",
     "equalize": "edgekit.compress.quantize.equalize:Equalize",
     "quantize": "edgekit.compress.quantize.static:Quantize",
+    "share-weights": "edgekit.compress.quantize.codebook.share:ShareWeights",
+    "powers-of-two": "edgekit.compress.quantize.codebook.power:PowersOfTwo",
     "finetune": "edgekit.compress.finetune:Finetune",
 }
 """Every step by its name, with the place of its class: imported only when it is used."""
@@ -117,6 +119,20 @@ class Step(abc.ABC):
         return {"step": self.name, **settings_of.to_dict(self)}
 
 
+def needs_float_weights(step: Step, bundle: Bundle) -> None:
+    """Refuses a bundle whose weights have been given another form.
+
+    Raises:
+        StepError: If a step before has quantized or coded them.
+    """
+    if bundle.weights != "float32":
+        how = {"int8": "quantized", "codes": "codes into a table of values"}[bundle.weights]
+        raise StepError(
+            f"{step.name} needs float weights, and those of this bundle are {how} already",
+            f"Put {step.name} before that step, or start from the bundle before it.",
+        )
+
+
 def step_class(name: str) -> type[Step]:
     """The class of a registered step.
 
@@ -164,6 +180,7 @@ __all__ = [
     "StepError",
     "describe_steps",
     "make_step",
+    "needs_float_weights",
     "no_progress",
     "parse_step",
     "step_class",

@@ -98,6 +98,12 @@ class Bundle:
             "int8" if any(n.target is programs.quantized.dequantize_per_channel.default for n in nodes) else "float32"
         )
 
+    @property
+    def weights(self) -> str:
+        """How weights are held: ``float32``, ``int8`` (any width up to it), or ``codes`` into a table of values."""
+        coded = any(name.endswith("_codes") for name in self.program.state_dict)
+        return "codes" if coded else self.precision
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the program: its graph and its weights. Exports carry it, to tell whose they are."""

@@ -7,6 +7,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgekit.bundle import Bundle
+from edgekit.compress.quantize.codebook.coding import expand_codes
 from edgekit.compress.rewrite import finish, fold_batch_norm, remove_dropout
 from edgekit.program import aten, attribute, quantized, set_attribute
 
@@ -17,6 +18,7 @@ DQ_CHANNEL = quantized.dequantize_per_channel.default
 def deployed(bundle: Bundle) -> GraphModule:
     """The bundle's program as every format deploys it: without dropout, batch norms folded into what feeds them."""
     module = bundle.module()
+    expand_codes(module)
     remove_dropout(module)
     fold_batch_norm(module)
     return module

@@ -51,6 +51,8 @@ class NcnnExporter(Exporter):
     def lower(self, bundle: Bundle, precision: str) -> Lowered:
         module = deployed(bundle)
         notes = []
+        if bundle.weights == "codes":
+            notes.append("ncnn has no shared weights: the file holds each as a float, and is no smaller")
         if precision == "float16":
             round_weights_to_half(module)
             notes.append("weights are stored in float16; the CPU computes in float32 unless it has float16 arithmetic")

@@ -27,6 +27,8 @@ OPSET = 20
 # Since 21 there are int4 tensors.
 OPSET_INT4 = 21
 INT4_MAX = 7
+# Distinct values that one byte can tell apart.
+CODES = 256
 INPUT, OUTPUT = "input", "output"
 # torch.onnx writes where each node came from into the file: as large as a small network's weights.
 _INT32 = np.iinfo(np.int32)
@@ -46,6 +48,8 @@ class OnnxExporter(Exporter):
         if precision == "float16":
             round_weights_to_half(module)
             notes = ("weights are stored in float16; ONNX Runtime's CPU provider computes in float32",)
+        if precision == "float32" and bundle.weights == "codes":
+            notes = ("shared weights are stored as byte codes and a table; ONNX Runtime looks them up when it loads",)
         if precision == "int8":
             notes = ("activations are written as uint8 (zero point + 128): the same values, faster on x86",)
             if narrow_weights(module):
@@ -62,6 +66,8 @@ class OnnxExporter(Exporter):
             weights_to_int4(model)
         if lowered.precision == "float16":
             weights_to_half(model)
+        if lowered.precision == "float32":
+            weights_to_codes(model)
         model.metadata_props.add(key="edgekit", value=json.dumps(metadata))
         save(model, path)
         return [path]
@@ -230,6 +236,32 @@ def weights_to_int4(model: onnx.ModelProto) -> int:
         for used in model.opset_import:
             used.version = max(used.version, OPSET_INT4) if used.domain in ("", "ai.onnx") else used.version
     return len(casts)
+
+
+def weights_to_codes(model: onnx.ModelProto) -> int:
+    """Stores float32 weights of few distinct values as uint8 codes and a table, exactly; returns how many.
+
+    ONNX Runtime folds the lookup when it loads the file. Only where it makes the file smaller.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = []
+    for tensor in list(model.graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        values = numpy_helper.to_array(tensor)
+        table, codes = np.unique(values, return_inverse=True)
+        if len(table) > CODES or 4 * len(table) + values.size + 300 > 4 * values.size:
+            continue
+        names = [f"{tensor.name}_{part}" for part in ("codes", "table", "wide")]
+        model.graph.initializer.append(numpy_helper.from_array(codes.reshape(values.shape).astype(np.uint8), names[0]))
+        model.graph.initializer.append(numpy_helper.from_array(table, names[1]))
+        nodes.append(helper.make_node("Cast", [names[0]], [names[2]], to=TensorProto.INT32))
+        nodes.append(helper.make_node("Gather", [names[1], names[2]], [tensor.name]))
+        model.graph.initializer.remove(tensor)
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    return len(nodes) // 2
 
 
 def weights_to_half(model: onnx.ModelProto) -> None:

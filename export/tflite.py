@@ -42,6 +42,8 @@ class TfliteExporter(Exporter):
         notes = ["the input is NHWC"] if len(bundle.input_shape) == 3 else []
         # TFLite's int8 pooling demands the same scale in and out; its mean does not. Exact in float.
         global_pool_to_mean(module)
+        if bundle.weights == "codes":
+            notes.append("TFLite has no shared weights: the file holds each as a float, and is no smaller")
         if precision == "float16":
             round_weights_to_half(module)
             notes.append("weights are stored in float16; XNNPACK computes in float32 on x86")

@@ -15,7 +15,7 @@ from edgekit.compress.prune.importance import class_scores
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.selection import select
 from edgekit.compress.prune.surgery import cut
-from edgekit.compress.step import Context, Step
+from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.cost import Cost, cost_of
 from edgekit.errors import StepError
 from edgekit.program import attribute
@@ -78,10 +78,7 @@ class PruneChannels(Step):
         return "macs", self.macs if self.macs is not None else 1 - float(self.ratio or 0)
 
     def requires(self, bundle: Bundle) -> None:
-        if bundle.precision != "float32":
-            raise StepError(
-                "channels are pruned in float, and this bundle is quantized", "Put prune-channels before quantize."
-            )
+        needs_float_weights(self, bundle)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         if self.epochs:

@@ -10,8 +10,7 @@ from torch.fx import GraphModule, Node
 
 from edgekit.bundle import Bundle
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
-from edgekit.compress.step import Context, Step
-from edgekit.errors import StepError
+from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.program import aten, attribute, layer_name
 
 # f(s x) = s f(x) for s > 0, channel by channel; ReLU6 is not so.
@@ -40,8 +39,7 @@ class Equalize(Step):
     keep: tuple[str, ...] = ()
 
     def requires(self, bundle: Bundle) -> None:
-        if bundle.precision != "float32":
-            raise StepError("the bundle is quantized already", "Put equalize before quantize.")
+        needs_float_weights(self, bundle)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         import fnmatch

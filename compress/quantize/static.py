@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from edgekit.bundle import Bundle
-from edgekit.compress.step import Context, Step
+from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.errors import StepError
 
 
@@ -67,8 +67,7 @@ class Quantize(Step):
                 raise ValueError(f"layer_bits takes PATTERN=BITS with 2 to 8 bits, not {text!r}")
 
     def requires(self, bundle: Bundle) -> None:
-        if bundle.precision != "float32":
-            raise StepError("the bundle is quantized already", "Start from the bundle before its quantize step.")
+        needs_float_weights(self, bundle)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         from edgekit.compress.quantize.control import controlled

@@ -1,0 +1,1 @@
+"""Weights as codes into a small table of values: k-means weight sharing, powers of two."""
