@@ -26,6 +26,7 @@ STEPS: Mapping[str, str] = {
     "prune-channels": "edgekit.compress.prune.channels:PruneChannels",
     "equalize": "edgekit.compress.quantize.equalize:Equalize",
     "quantize": "edgekit.compress.quantize.static:Quantize",
+    "qat": "edgekit.compress.quantize.qat:QuantizationAwareTraining",
     "share-weights": "edgekit.compress.quantize.codebook.share:ShareWeights",
     "powers-of-two": "edgekit.compress.quantize.codebook.power:PowersOfTwo",
     "finetune": "edgekit.compress.finetune:Finetune",

@@ -9,7 +9,8 @@ from torch.fx import GraphModule, Node
 from edgekit.bundle import Bundle
 from edgekit.compress.quantize.codebook.coding import expand_codes
 from edgekit.compress.rewrite import finish, fold_batch_norm, remove_dropout
-from edgekit.program import aten, attribute, quantized, set_attribute
+from edgekit.errors import UnsupportedOperatorError
+from edgekit.program import aten, attribute, layer_name, quantized, set_attribute
 
 Q, DQ = quantized.quantize_per_tensor.default, quantized.dequantize_per_tensor.default
 DQ_CHANNEL = quantized.dequantize_per_channel.default
@@ -62,6 +63,22 @@ def narrow_weights(module: GraphModule) -> list[Node]:
         if isinstance(weight, Node) and weight.target is DQ_CHANNEL and int(weight.args[5]) <= 7:  # type: ignore[arg-type]
             found.append(node)
     return found
+
+
+def refuse_few_levels(module: GraphModule, runtime: str) -> None:
+    """Refuses activations of fewer than 8 bits for a format that can't compute them as they were trained.
+
+    Raises:
+        UnsupportedOperatorError: Naming the first layer that reads such an activation.
+    """
+    for node in weight_nodes(module):
+        source = node.args[0]
+        if source.target is DQ and source.args[0].target is Q and source.args[0].args[0].target is aten.clamp.default:
+            raise UnsupportedOperatorError(
+                f"{layer_name(node)} reads activations of fewer than 8 bits, which {runtime} has no form for: its kernels "
+                "round between the two grids in another way",
+                "Export it to ONNX, or train with activation_bits=8.",
+            )
 
 
 def pack_int4(values: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from edgekit.export.lowering import (
     deployed,
     dequantized_weight,
     narrow_weights,
+    refuse_few_levels,
     round_weights_to_half,
     strip_quantization,
     weight_nodes,
@@ -50,6 +51,7 @@ class NcnnExporter(Exporter):
 
     def lower(self, bundle: Bundle, precision: str) -> Lowered:
         module = deployed(bundle)
+        refuse_few_levels(module, "ncnn")
         notes = []
         if bundle.weights == "codes":
             notes.append("ncnn has no shared weights: the file holds each as a float, and is no smaller")

@@ -14,7 +14,7 @@ from edgekit.compress.rewrite import global_pool_to_mean
 from edgekit.errors import ExportError, MissingDependencyError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.flatbuffer import edit_model
-from edgekit.export.lowering import deployed, expand_weights, narrow_weights, round_weights_to_half
+from edgekit.export.lowering import deployed, expand_weights, narrow_weights, refuse_few_levels, round_weights_to_half
 from edgekit.files import atomic_file
 from edgekit.program import duplicate, export_program, layer_name, save_pt2
 
@@ -39,6 +39,7 @@ class TfliteExporter(Exporter):
         if importlib.util.find_spec("litert_torch") is None:
             raise MissingDependencyError("litert-torch", "tflite", "TFLite export")
         module = deployed(bundle)
+        refuse_few_levels(module, "TFLite")
         notes = ["the input is NHWC"] if len(bundle.input_shape) == 3 else []
         # TFLite's int8 pooling demands the same scale in and out; its mean does not. Exact in float.
         global_pool_to_mean(module)

@@ -118,6 +118,7 @@ def insert(
     bits: Mapping[str, int] | None = None,
     *,
     per_channel: bool = True,
+    weights: Mapping[str, tuple[torch.Tensor, torch.Tensor, int]] | None = None,
 ) -> None:
     """Puts the quantize/dequantize pairs and the integer weights into the graph, in place.
 
@@ -127,10 +128,13 @@ def insert(
         parameters: Scale and zero point for each leader of a shared scale.
         bits: Of the weights, by the name of the layer; 8 where it says nothing.
         per_channel: A weight scale for each output channel, or the same for all of a layer.
+        weights: Integers, scale of each channel and largest integer, by the name of the node, where they are known
+            already; the others are rounded to nearest.
     """
     graph = module.graph
     for node in plan.compute:
-        _quantize_weight_of(module, node, (bits or {}).get(layer_name(node), 8), per_channel)
+        known = (weights or {}).get(node.name)
+        _quantize_weight_of(module, node, (bits or {}).get(layer_name(node), 8), per_channel, known)
     for node in plan.values:
         found = parameters[plan.leader(node)]
         bounds = (found.scale, found.zero_point, -128, 127, torch.int8)
@@ -146,15 +150,24 @@ def insert(
     finish(module)
 
 
-def _quantize_weight_of(module: GraphModule, node: Node, bits: int, per_channel: bool) -> None:
+def _quantize_weight_of(
+    module: GraphModule,
+    node: Node,
+    bits: int,
+    per_channel: bool,
+    known: tuple[torch.Tensor, torch.Tensor, int] | None,
+) -> None:
     source = node.args[1]
     if not isinstance(source, Node) or source.op != "get_attr":
         return
-    weight = attribute(module, str(source.target)).detach()
-    scales = weight_scales(weight, bits, per_channel=per_channel)
-    top = weight_max(bits)
     name = str(source.target)
-    set_attribute(module, f"{name}_int8", quantize_weight(weight, scales, bits))
+    if known is not None:
+        values, scales, top = known
+    else:
+        weight = attribute(module, name).detach()
+        scales = weight_scales(weight, bits, per_channel=per_channel)
+        values, top = quantize_weight(weight, scales, bits), weight_max(bits)
+    set_attribute(module, f"{name}_int8", values)
     set_attribute(module, f"{name}_scale", scales)
     set_attribute(module, f"{name}_zero_point", torch.zeros_like(scales, dtype=torch.int64))
     with module.graph.inserting_before(node):

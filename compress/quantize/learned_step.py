@@ -1,0 +1,255 @@
+"""Quantizers whose step is learned with the weights, in the graph while it trains and out of it when it is deployed.
+
+Esser et al., "Learned Step Size Quantization", ICLR 2020: equations 1 and 2 forwards, 3 backwards (by straight-through
+rounding, autograd gives exactly it), with the gradient scale of section 2.2. Weights are quantized before batch norm, each
+output channel with a step of its own; folding the batch norm then only multiplies the steps, so that what was trained is
+what is deployed: s' = s |g| / sqrt(v + e), and channels of negative g change their sign.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from edgekit.compress.quantize.bias import round_biases
+from edgekit.compress.quantize.plan import Plan, insert, make_plan
+from edgekit.compress.quantize.scheme import AffineParameters, weight_max, weight_scales
+from edgekit.compress.rewrite import finish, fold_batch_norm
+from edgekit.program import aten, attribute, duplicate, layer_name, node_values, quantized
+
+_SMALLEST = 1e-9
+
+
+class LearnedStep(nn.Module):
+    """x' = s round(clamp(x / s, low, high)), with s learned.
+
+    Args:
+        scale: float32: shape () for an activation, (channels,) for a weight.
+        low: Smallest level, an integer at most 0.
+        high: Largest level.
+        elements: Values that share one step, for the scale of its gradient.
+    """
+
+    def __init__(self, scale: torch.Tensor, low: int, high: int, elements: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale.clone())
+        self.low, self.high = low, high
+        self.gradient_scale = 1.0 / math.sqrt(elements * max(high, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The quantized values, float32, of the shape of ``x``."""
+        scale = self.step()
+        scaled = scale * self.gradient_scale
+        scale = scaled + (scale - scaled).detach()
+        if scale.dim():
+            scale = scale.view(-1, *[1] * (x.dim() - 1))
+        level = torch.clamp(x / scale, self.low, self.high)
+        return (level + (torch.round(level) - level).detach()) * scale
+
+    def step(self) -> torch.Tensor:
+        """The step, positive."""
+        return self.scale.abs().clamp_min(_SMALLEST)
+
+
+@dataclass
+class Quantizers:
+    """Where the learned steps of a training graph are, by the names of their submodules.
+
+    Attributes:
+        weights: For each layer's node name.
+        values: For each leader of a shared int8 scale: the submodule and its zero point.
+        inputs: For each tensor that layers read with fewer bits: the submodule and the layers' node names.
+    """
+
+    weights: dict[str, str] = field(default_factory=dict)
+    values: dict[str, tuple[str, int]] = field(default_factory=dict)
+    inputs: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+
+
+def prepare(
+    module: GraphModule,
+    plan: Plan,
+    parameters: Mapping[Node, AffineParameters],
+    weight_bits: Mapping[str, int],
+    activation_bits: Mapping[str, int],
+    images: np.ndarray,
+) -> Quantizers:
+    """Puts learned steps into a graph with its batch norms, in place.
+
+    Args:
+        module: The graph to train.
+        plan: Of its folded twin, where nodes have the same names.
+        parameters: Calibrated int8 scale and zero point for each leader of a shared scale.
+        weight_bits: For each layer's node name.
+        activation_bits: Of what the layer reads; 8 is the plan's int8 tensor itself.
+        images: Real inputs, to begin with steps of the right size.
+    """
+    nodes = {node.name: node for node in module.graph.nodes}
+    twins = {node.name for node in plan.values[0].graph.nodes}
+    found = Quantizers()
+    values = node_values(module, torch.from_numpy(images))
+    for node in plan.compute:
+        layer = nodes[node.name]
+        weight = attribute(module, str(layer.args[1].target)).detach()  # type: ignore[union-attr]
+        bits = weight_bits[node.name]
+        made = LearnedStep(weight_scales(weight, bits), -weight_max(bits), weight_max(bits), weight[0].numel())
+        found.weights[node.name] = _add(module, f"quantizer_weight_{node.name}", made)
+        with module.graph.inserting_before(layer):
+            layer.update_arg(1, module.graph.call_module(found.weights[node.name], (layer.args[1],)))
+    for value in plan.values:
+        leader = plan.leader(value)
+        place = _behind_batch_norm(nodes[value.name], twins)
+        calibrated = parameters[leader]
+        if leader.name not in found.values:
+            low, high = -128 - calibrated.zero_point, 127 - calibrated.zero_point
+            made = LearnedStep(torch.tensor(calibrated.scale), low, high, values[place.name][0].numel())
+            name = _add(module, f"quantizer_value_{leader.name}", made)
+            found.values[leader.name] = (name, calibrated.zero_point)
+        readers = [
+            nodes[node.name]
+            for node in plan.compute
+            if nodes[node.name].args[0] is place and activation_bits[node.name] < 8
+        ]
+        with module.graph.inserting_after(place):
+            whole = module.graph.call_module(found.values[leader.name][0], (place,))
+        place.replace_all_uses_with(whole, delete_user_cb=lambda user, whole=whole: user is not whole)
+        if readers:
+            bits = activation_bits[readers[0].name]
+            _add_input(module, found, value.name, whole, readers, bits, values[place.name])
+    module.graph.lint()
+    module.recompile()
+    return found
+
+
+def _add_input(
+    module: GraphModule,
+    found: Quantizers,
+    name: str,
+    source: Node,
+    readers: list[Node],
+    bits: int,
+    value: torch.Tensor,
+) -> None:
+    """A second quantizer of fewer bits between a tensor and the layers that read it; a shortcut keeps its 8."""
+    unsigned = float(value.min()) >= 0
+    low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    # Section 2.1: 2 E|x| / sqrt(Qp).
+    start = (2 * value.abs().mean() / math.sqrt(high)).clamp_min(_SMALLEST)
+    made = LearnedStep(start, low, high, value[0].numel())
+    place = _add(module, f"quantizer_input_{name}", made)
+    with module.graph.inserting_after(source):
+        few = module.graph.call_module(place, (source,))
+    for reader in readers:
+        reader.update_arg(0, few)
+    found.inputs[name] = (place, tuple(reader.name for reader in readers))
+
+
+def convert(module: GraphModule, trained: GraphModule, found: Quantizers, keep_float: tuple[str, ...]) -> None:
+    """Makes a float graph the quantized one that was trained, in place.
+
+    Args:
+        module: The graph before :func:`prepare`, with batch norms.
+        trained: The trained graph.
+        found: What ``prepare`` gave.
+        keep_float: As for the plan.
+    """
+    state = trained.state_dict()
+    own = module.state_dict()
+    module.load_state_dict({name: state[name] for name in own})
+    nodes = {node.name: node for node in module.graph.nodes}
+    integers: dict[str, torch.Tensor] = {}
+    steps: dict[str, torch.Tensor] = {}
+    for name, place in found.weights.items():
+        quantizer: Any = trained.get_submodule(place)
+        weight = attribute(module, str(nodes[name].args[1].target)).detach()  # type: ignore[union-attr]
+        step = quantizer.step().detach()
+        spread = step.view(-1, *[1] * (weight.dim() - 1))
+        integers[name] = torch.round(torch.clamp(weight / spread, quantizer.low, quantizer.high))
+        steps[name] = step
+        # Exactly representable, so that folding multiplies nothing but the step.
+        attribute(module, str(nodes[name].args[1].target)).data = integers[name] * spread  # type: ignore[union-attr]
+    factors = _batch_norm_factors(module, list(found.weights))
+    fold_batch_norm(module)
+    plan = make_plan(module, keep_float)
+    weights = {}
+    for node in plan.compute:
+        factor = factors.get(node.name, torch.ones_like(steps[node.name], dtype=torch.float64))
+        sign = torch.where(factor < 0, -1.0, 1.0).view(-1, *[1] * (integers[node.name].dim() - 1))
+        # A channel that batch norm switches off keeps a step that can be inverted, and zeros.
+        alive = (factor != 0).view_as(sign)
+        scale = torch.where(factor != 0, steps[node.name].double() * factor.abs(), steps[node.name].double())
+        top = int(trained.get_submodule(found.weights[node.name]).high)  # type: ignore[arg-type]
+        weights[node.name] = ((integers[node.name] * sign * alive).to(torch.int8), scale.to(torch.float32), top)
+    parameters = {}
+    for value in plan.values:
+        name, zero_point = found.values[plan.leader(value).name]
+        step = trained.get_submodule(name).step().detach()  # type: ignore[operator]
+        parameters[plan.leader(value)] = AffineParameters(float(step), zero_point)
+    insert(module, plan, parameters, weights=weights)
+    nodes = {node.name: node for node in module.graph.nodes}
+    for place, readers in found.inputs.values():
+        _narrow(module, trained.get_submodule(place), [nodes[name] for name in readers])
+    finish(module)
+    round_biases(module)
+
+
+def _narrow(module: GraphModule, quantizer: Any, readers: list[Node]) -> None:
+    """A clamp to the few levels, then an int8 tensor on their grid."""
+    step = float(quantizer.step().detach())
+    zero_point = -128 - quantizer.low if quantizer.low == 0 else 0
+    source: Any = readers[0].args[0]
+    graph = module.graph
+    with graph.inserting_before(readers[0]):
+        clamped = graph.call_function(aten.clamp.default, (source, quantizer.low * step, quantizer.high * step))
+        bounds = (step, zero_point, -128, 127, torch.int8)
+        q = graph.call_function(quantized.quantize_per_tensor.default, (clamped, *bounds))
+        dq = graph.call_function(quantized.dequantize_per_tensor.default, (q, *bounds))
+    clamped.meta["val"] = dq.meta["val"] = source.meta["val"]
+    q.meta["val"] = source.meta["val"].to(torch.int8)
+    for reader in readers:
+        reader.update_arg(0, dq)
+
+
+def _add(module: GraphModule, name: str, made: nn.Module) -> str:
+    module.add_submodule(name, made)
+    return name
+
+
+def _behind_batch_norm(node: Node, twins: set[str]) -> Node:
+    """The node whose value a folded twin's node has: the batch norm behind it where that is folded."""
+    users = list(node.users)
+    if len(users) == 1 and users[0].target is aten.batch_norm.default and users[0].name not in twins:
+        return users[0]
+    return node
+
+
+def _batch_norm_factors(module: GraphModule, layers: list[str]) -> dict[str, torch.Tensor]:
+    """g / sqrt(v + e) of the batch norm that will be folded into each layer, float64, shape (channels,)."""
+    folded = duplicate(module)
+    fold_batch_norm(folded)
+    left = {node.name for node in folded.graph.nodes}
+    found = {}
+    for node in module.graph.nodes:
+        if node.name not in layers:
+            continue
+        behind = _behind_batch_norm(node, left)
+        if behind is not node:
+            _, gamma, _, _, variance, _, _, epsilon, *_ = behind.args
+            spread = torch.sqrt(attribute(module, str(variance.target)).double() + epsilon)
+            one = torch.ones_like(spread)
+            found[node.name] = (
+                attribute(module, str(gamma.target)).detach().double() if gamma is not None else one
+            ) / spread
+    return found
+
+
+def names_of(plan: Plan) -> dict[str, str]:
+    """The layer that each computing node is, as the user calls it."""
+    return {node.name: layer_name(node) for node in plan.compute}

@@ -1,0 +1,157 @@
+"""Quantization-aware training with learned steps."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from edgekit.bundle import Bundle
+from edgekit.compress.step import Context, Step, needs_float_weights
+from edgekit.errors import StepError
+
+# What the steps of activations begin with is taken of so many images.
+_FEW = 64
+# Hinton et al., arXiv:1503.02531, section 3: soft targets at this temperature.
+_TEMPERATURE = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationAwareTraining(Step):
+    """Trains weights, and the steps of their and the activations' grids, as they will be deployed.
+
+    The first and the last layer keep ``edge_bits``; residual sums and what only they read keep 8.
+
+    Attributes:
+        weight_bits: Of every weight but the first and last layer's, 2 to 8.
+        activation_bits: Of what these layers read, 2 to 8. Below 8 it is a clamp and an int8 grid of few levels: CPUs gain
+            no speed from it, and of the formats only ONNX computes it as it was trained.
+        edge_bits: Of the first and the last layer, weights and activations.
+        epochs: Passes over the training split.
+        batch_size: Images for each step of the optimizer.
+        learning_rate: Peak of the schedule.
+        schedule: How the learning rate moves.
+        weight_decay: L2 penalty.
+        distill: Weight of the float network's soft targets in the loss, 0 to 1; the rest is cross-entropy.
+        augmentation: ``auto`` is what the data set asks for.
+        keep: Hand back the epoch that is best on the validation split, or the last.
+        images: Training images to calibrate the first int8 ranges on.
+        keep_float: Name patterns of layers that stay in float.
+    """
+
+    name: ClassVar[str] = "qat"
+    summary: ClassVar[str] = "train on with quantized weights and activations, their steps learned (LSQ)"
+    source: ClassVar[str] = "Esser et al., 'Learned Step Size Quantization', ICLR 2020"
+    example: ClassVar[str] = "weight_bits=3,activation_bits=4,epochs=1,images=64"
+
+    weight_bits: int = 4
+    activation_bits: int = 8
+    edge_bits: int = 8
+    epochs: int = 5
+    batch_size: int = 128
+    learning_rate: float = 0.01
+    schedule: Literal["one-cycle", "cosine", "constant"] = "cosine"
+    weight_decay: float = 1e-4
+    distill: float = 0.0
+    augmentation: Literal["auto", "none", "crop", "crop+flip"] = "auto"
+    keep: Literal["best", "last"] = "best"
+    images: int = 256
+    keep_float: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits", "edge_bits"):
+            if not 2 <= getattr(self, name) <= 8:
+                raise ValueError(f"{name} must be 2 to 8, not {getattr(self, name)}")
+        if self.epochs < 1 or self.images < 1:
+            raise ValueError(f"epochs and images must be at least 1, not {self.epochs} and {self.images}")
+        if not 0 <= self.distill <= 1:
+            raise ValueError(f"distill is a share between 0 and 1, not {self.distill:g}")
+
+    def requires(self, bundle: Bundle) -> None:
+        needs_float_weights(self, bundle)
+
+    def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
+        from edgekit.compress.quantize.learned_step import convert, names_of, prepare
+        from edgekit.compress.rewrite import remove_dropout
+        from edgekit.evaluation import evaluate
+        from edgekit.training import TrainingSettings, train
+
+        dataset = context.dataset(self.name)
+        before = bundle.module()
+        remove_dropout(before)
+        module = copy.deepcopy(before)
+        plan, parameters, images = self._calibrated(before, bundle, context)
+        if not plan.compute:
+            raise StepError("there is no convolution or linear layer to quantize")
+        edges = {plan.compute[0].name, plan.compute[-1].name}
+        widths = {
+            kind: {node.name: self.edge_bits if node.name in edges else bits for node in plan.compute}
+            for kind, bits in (("weights", self.weight_bits), ("activations", self.activation_bits))
+        }
+        found = prepare(module, plan, parameters, widths["weights"], widths["activations"], images)
+        settings = TrainingSettings(
+            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate, schedule=self.schedule,
+            weight_decay=self.weight_decay, augmentation=self.augmentation, keep=self.keep, seed=context.seed,
+        )  # fmt: skip
+        result = train(
+            module, dataset, bundle.preprocessing, settings, checkpoint=context.checkpoints,
+            progress=context.progress, device=context.device, loss=self._loss(bundle),
+        )  # fmt: skip
+        convert(before, module, found, self.keep_float)
+        after = bundle.with_module(before)
+        converted = evaluate(after.module(), dataset.validation, bundle.preprocessing)
+        names = names_of(plan)
+        report = {
+            "best_epoch": result.best_epoch,
+            "best_validation_top1": result.best_validation_top1,
+            "last_validation_top1": result.last_validation_top1,
+            "converted_validation_top1": converted.top1,
+            "quantized_layers": [
+                {"layer": names[key], "bits": bits, "input_bits": widths["activations"][key]}
+                for key, bits in widths["weights"].items()
+            ],
+            "history": result.history,
+        }
+        return after, report
+
+    def ensures(self, before: Bundle, after: Bundle) -> None:
+        if after.precision != "int8":
+            raise StepError("the result holds no integer weight", "Keep fewer layers in float.")
+
+    def _calibrated(self, module: torch.fx.GraphModule, bundle: Bundle, context: Context) -> Any:
+        """The plan on the folded graph, int8 parameters for it, and a few images."""
+        from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
+        from edgekit.compress.quantize.plan import make_plan
+        from edgekit.compress.rewrite import fold_batch_norm
+        from edgekit.data.dataset import to_inputs
+        from edgekit.program import duplicate
+
+        train = context.dataset(self.name).train
+        chosen = np.random.default_rng(context.seed).permutation(len(train))[: self.images]
+        images = to_inputs(train.images(np.sort(chosen)), bundle.preprocessing)
+        folded = duplicate(module)
+        fold_batch_norm(folded)
+        plan = make_plan(folded, self.keep_float)
+        parts = np.array_split(images, math.ceil(len(images) / _FEW))
+        return plan, parameters_of(plan, observe_ranges(folded, plan, parts)), images[:_FEW]
+
+    def _loss(self, bundle: Bundle) -> Any:
+        """Cross-entropy, or a mixture with the float network's soft targets."""
+        if not self.distill:
+            return None
+        teacher = bundle.module()
+        share = self.distill
+
+        def loss(module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            outputs = module(x)
+            with torch.no_grad():
+                wanted = F.softmax(teacher.to(x.device)(x) / _TEMPERATURE, dim=1)
+            soft = F.kl_div(F.log_softmax(outputs / _TEMPERATURE, dim=1), wanted, reduction="batchmean")
+            return share * _TEMPERATURE**2 * soft + (1 - share) * F.cross_entropy(outputs, y), outputs
+
+        return loss

@@ -1,0 +1,130 @@
+"""Learned steps: their gradient, and that what was trained is what is deployed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgekit.bundle import Bundle
+from edgekit.compress.pipeline import compress
+from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
+from edgekit.compress.quantize.learned_step import LearnedStep, convert, prepare
+from edgekit.compress.quantize.plan import make_plan
+from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
+from edgekit.compress.step import parse_step
+from edgekit.data.dataset import Dataset
+from edgekit.data.references import load_data
+from edgekit.errors import UnsupportedOperatorError, UsageError
+from edgekit.evaluation import evaluate, sqnr
+from edgekit.export.run import export
+from edgekit.program import attribute, duplicate, export_program, quantized, trainable
+from edgekit.sources.load import load
+from edgekit.testing import networks
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def before() -> Bundle:
+    return load("zoo:digits-cnn")
+
+
+def test_the_gradient_is_that_of_the_paper() -> None:
+    """Equation 3: round(v/s) - v/s inside, Qn or Qp outside, times the gradient scale; equation 5 for the values."""
+    x = torch.tensor([-9.0, -1.3, -0.4, 0.2, 0.9, 2.6, 30.0], requires_grad=True)
+    made = LearnedStep(torch.tensor(0.5), -4, 3, elements=7)
+    weight = torch.arange(1.0, 8.0)
+    (made(x) * weight).sum().backward()
+    v = x.detach().double().numpy() / 0.5
+    inside = (v > -4) & (v < 3)
+    by_step = np.where(v <= -4, -4, np.where(v >= 3, 3, np.round(v) - v))
+    expected = (by_step * weight.numpy()).sum() / np.sqrt(7 * 3)
+    assert float(made.scale.grad) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(x.grad.numpy(), np.where(inside, weight.numpy(), 0.0))
+
+
+@pytest.mark.parametrize("network", networks.NETWORKS)
+@pytest.mark.parametrize("activation_bits", [8, 4])
+def test_conversion_gives_the_network_that_was_trained(network: str, activation_bits: int) -> None:
+    """Batch norms with negative and zero factors included; up to one rounding of the biases."""
+    floats = trainable(export_program(networks.make(network), networks.INPUT_SHAPE))
+    remove_dropout(floats)
+    with torch.no_grad():
+        for name, parameter in floats.named_parameters():
+            if "bn" in name and name.endswith("weight"):
+                parameter[1] *= -1
+                parameter[2] = 0
+    folded = duplicate(floats)
+    fold_batch_norm(folded)
+    images = networks.images(32)
+    plan = make_plan(folded)
+    parameters = parameters_of(plan, observe_ranges(folded, plan, [images.numpy()]))
+    module = duplicate(floats)
+    edges = {plan.compute[0].name, plan.compute[-1].name}
+    bits = {node.name: 8 if node.name in edges else 4 for node in plan.compute}
+    inputs = {node.name: 8 if node.name in edges else activation_bits for node in plan.compute}
+    found = prepare(module, plan, parameters, bits, inputs, images.numpy())
+    assert bool(found.inputs) == (activation_bits < 8)
+    with torch.no_grad():
+        # As if trained: steps that are no longer what calibration gave.
+        for position, (_, made) in enumerate(sorted(module.named_children())):
+            if isinstance(made, LearnedStep):
+                made.scale *= 1 + 0.01 * (position % 5)
+        expected = module(images)
+    after = duplicate(floats)
+    convert(after, module, found, ())
+    with torch.no_grad():
+        got = after(images)
+    assert sqnr(expected.numpy(), got.numpy()) is None or sqnr(expected.numpy(), got.numpy()) > 30
+    for node in after.graph.nodes:
+        if node.target is quantized.dequantize_per_channel.default:
+            assert int(attribute(after, str(node.args[0].target)).abs().max()) <= node.args[5]
+    if activation_bits == 4:
+        for place, readers in found.inputs.values():
+            for reader in readers:
+                node = next(n for n in after.graph.nodes if n.name == reader)
+                step = float(module.get_submodule(place).step().detach())
+                assert node.args[0].args[1] == step
+
+
+def test_training_recovers_what_rounding_loses(before: Bundle, data: Dataset) -> None:
+    rounded = compress(before, "quantize:weight_bits=2", data)
+    trained = compress(before, "qat:weight_bits=2,activation_bits=4,epochs=8,learning_rate=0.02", data)
+    report = trained.steps[-1]["report"]
+    top1 = [evaluate(b.module(), data.validation, b.preprocessing).top1 for b in (rounded, trained)]
+    assert top1[1] > top1[0] + 5
+    assert top1[1] == report["converted_validation_top1"]
+    assert report["converted_validation_top1"] == pytest.approx(report["best_validation_top1"], abs=1.0)
+    bits = [row["bits"] for row in report["quantized_layers"]]
+    assert bits == [8, *[2] * (len(bits) - 2), 8]
+
+
+def test_few_bit_activations_are_deployed_in_onnx_and_refused_elsewhere(
+    before: Bundle, data: Dataset, tmp_path: Path
+) -> None:
+    small = compress(before, "qat:weight_bits=4,activation_bits=4,epochs=1,distill=0.5", data)
+    (file,) = export(small, "onnx", data=data, output=tmp_path)
+    assert file.parity["agreement"]["sqnr_db"] is None or file.parity["agreement"]["sqnr_db"] > 30
+    for name in ("tflite", "ncnn"):
+        with pytest.raises(UnsupportedOperatorError, match="fewer than 8 bits"):
+            export(small, name, data=data, output=tmp_path)
+
+
+def test_eight_bit_activations_are_deployed_in_every_format(before: Bundle, data: Dataset, tmp_path: Path) -> None:
+    small = compress(before, "qat:weight_bits=4,epochs=1", data)
+    for file in export(small, ["onnx", "tflite", "ncnn"], data=data, output=tmp_path):
+        # ncnn has a grid of its own for int8; the others must give what was simulated.
+        found = file.parity["agreement_with_program"]["sqnr_db"]
+        assert found is None or found > (20 if file.parity["format"] == "ncnn" else 35), file.parity["format"]
+
+
+@pytest.mark.parametrize("text", ["weight_bits=1", "activation_bits=9", "epochs=0", "distill=2"])
+def test_settings_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_step(f"qat:{text}")
