@@ -47,7 +47,7 @@ def controlled(session: Session, first: Choice, max_drop: float, images: int) ->
         session.context.progress(0, 1, f"judging: {changed} layers changed")
         found = evaluate(module, validation, bundle.preprocessing, limit=limit)
         difference, error = paired_difference(reference, found)
-        return _Trial(changed, module, report, -difference, error)
+        return _Trial(changed, module, report, 0.0 - difference, error)
 
     trials = [attempt(0, first)]
     undone: list[tuple[str, str]] = []

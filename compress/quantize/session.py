@@ -65,6 +65,7 @@ class Session:
         self.floats = bundle.module()
         remove_dropout(self.floats)
         self.folded = fold_batch_norm(self.floats)
+        self._plans: dict[tuple[str, ...], tuple[Plan, dict[Node, AffineParameters]]] = {}
         self.layers = [layer_name(node) for node in make_plan(self.floats).compute]
         if not self.layers:
             raise StepError("there is no convolution or linear layer to quantize")
@@ -118,8 +119,7 @@ class Session:
 
     def sensitivities(self, choice: Choice) -> dict[str, float]:
         """For each layer the output's SQNR in dB when nothing else is quantized; the lower, the more sensitive."""
-        plan = make_plan(self.floats, choice.keep_float)
-        parameters = self._parameters(self.floats, plan)
+        plan, parameters = self._planned(choice.keep_float)
         reference = _outputs(self.floats, self.few)
         found = {}
         for position, node in enumerate(plan.compute):
@@ -132,9 +132,16 @@ class Session:
 
     def alone(self, choice: Choice, layer: str) -> GraphModule:
         """The network with nothing but this layer quantized."""
-        plan = make_plan(self.floats, choice.keep_float)
+        plan, parameters = self._planned(choice.keep_float)
         node = next(n for n in plan.compute if layer_name(n) == layer)
-        return self._alone(plan, self._parameters(self.floats, plan), node, choice.bits.get(layer, 8))
+        return self._alone(plan, parameters, node, choice.bits.get(layer, 8))
+
+    def _planned(self, keep_float: tuple[str, ...]) -> tuple[Plan, dict[Node, AffineParameters]]:
+        """The plan on the float network itself and its calibration, made once."""
+        if keep_float not in self._plans:
+            plan = make_plan(self.floats, keep_float)
+            self._plans[keep_float] = plan, self._parameters(self.floats, plan)
+        return self._plans[keep_float]
 
     def _alone(
         self,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgekit.cli import options
+from edgekit.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgekit.bundle import Bundle
+    from edgekit.cost import Cost
 
 
 def inspect(
@@ -14,6 +19,17 @@ def inspect(
     layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Show every layer.")] = True,
     weights: options.Weights = None,
     input_shape: options.InputShape = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="TARGET", help="Forecast whether int8 will help there: local.")
+    ] = None,
+    sensitivity: Annotated[
+        str | None,
+        typer.Option(
+            "--sensitivity", metavar="STEP", help="What each layer costs when it is quantized, for example quantize."
+        ),
+    ] = None,
+    data: options.Data = None,
+    images: Annotated[int, typer.Option("--images", min=1, help="Validation images that judge --sensitivity.")] = 1000,
     as_json: options.AsJson = False,
 ) -> None:
     """Show parameters, bytes, MACs and memory access cost, per layer and in total.
@@ -24,6 +40,10 @@ def inspect(
 
       edgekit inspect my_package.models:resnet20 --weights resnet20.safetensors --input-shape 3,32,32 --json
 
+      edgekit inspect zoo:digits-cnn --no-layers --target local
+
+      edgekit inspect zoo:digits-cnn --sensitivity quantize:weight_bits=4 --data digits
+
     One MAC is one multiply-add of a convolution, a linear layer or a matrix product, for one input. Batch norm,
     activations and pooling count none. Memory access is the elements of input, output and weights (arXiv:1807.11164).
     """
@@ -32,8 +52,13 @@ def inspect(
 
     bundle = options.load_model(model, weights, input_shape)
     cost = cost_of(bundle.module())
+    extra: dict[str, Any] = {}
+    if target is not None:
+        extra["forecast"] = _forecast(bundle, cost, target)
+    if sensitivity is not None:
+        extra["sensitivity"] = _sensitivity(bundle, sensitivity, data, images)
     if as_json:
-        render.print_json({**bundle.describe(), "cost": cost.to_dict()})
+        render.print_json({**bundle.describe(), "cost": cost.to_dict(), **extra})
         return
     if layers:
         rows = [
@@ -57,3 +82,56 @@ def inspect(
     if cost.uncounted:
         names = ", ".join(sorted({str(item) for item in cost.uncounted}))
         render.stderr.print(f"not counted, for want of a rule: {names}", soft_wrap=True)
+    if "forecast" in extra:
+        render.stdout.print()
+        rows = [[row["runtime"], row["verdict"], row["reason"]] for row in extra["forecast"]["runtimes"]]
+        render.table(f"int8 on {extra['forecast']['cpu']}: a forecast", ("runtime", "int8 is", "because"), rows, left=3)
+    if "sensitivity" in extra:
+        render.stdout.print()
+        columns = ("layer", "bits", "alone: dB", "drop", "±", "inside: dB", "median channel: dB")
+        rows = [
+            [row["layer"], str(row["bits"]), f"{row['alone_sqnr_db']:.1f}", f"{row['alone_drop']:+.2f}",
+             f"{row['alone_drop_standard_error']:.2f}", f"{row['inside_sqnr_db']:.1f}", f"{row['channel_sqnr_db']:.1f}"]
+            for row in extra["sensitivity"]
+        ]  # fmt: skip
+        render.table("sensitivity, the most sensitive layer first", columns, rows)
+
+
+def _forecast(bundle: Bundle, cost: Cost, target: str) -> dict[str, Any]:
+    from edgekit.program import aten, shape_of
+    from edgekit.runtimes.forecast import forecast
+    from edgekit.runtimes.targets.target import target_for
+
+    nodes = {node.name: node for node in bundle.module().graph.nodes}
+    depthwise = sum(
+        layer.macs
+        for layer in cost.layers
+        if nodes[layer.name].target is aten.conv2d.default
+        and len(nodes[layer.name].args) > 6
+        and nodes[layer.name].args[6] == shape_of(nodes[layer.name])[1]
+    )
+    with target_for(target) as opened:
+        facts = opened.describe()
+    found = forecast(facts["machine"], facts["cpu_flags"], depthwise / max(cost.macs, 1))
+    return {
+        "target": target,
+        "cpu": facts["cpu"],
+        "cpu_flags": facts["cpu_flags"],
+        "depthwise_macs_share": depthwise / max(cost.macs, 1),
+        "runtimes": [one.to_dict() for one in found],
+    }
+
+
+def _sensitivity(bundle: Bundle, text: str, data: str | None, images: int) -> list[dict[str, Any]]:
+    from edgekit.cli import render
+    from edgekit.compress.quantize.static import Quantize
+    from edgekit.compress.quantize.table import sensitivity_table
+    from edgekit.compress.step import parse_step
+
+    step = parse_step(text)
+    if not isinstance(step, Quantize):
+        raise UsageError(f"--sensitivity takes a quantize step, not {step.name}", "For example --sensitivity quantize.")
+    if data is None:
+        raise UsageError("--sensitivity needs data, and none was given", "Give --data, for example --data digits.")
+    with render.progress_bar() as progress:
+        return sensitivity_table(bundle, data, step, images=images, progress=progress)

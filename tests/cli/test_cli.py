@@ -73,6 +73,21 @@ def test_inspect() -> None:
     assert "layer3.2.conv2" in text
 
 
+def test_inspect_forecasts_and_shows_sensitivities() -> None:
+    asked = ("inspect", "zoo:digits-cnn", "--no-layers", "--target", "local")
+    sensitivity = ("--sensitivity", "quantize:weight_bits=3,images=32", "--data", "digits", "--images", "50")
+    found = json.loads(run(*asked, *sensitivity, "--json").stdout)
+    assert {row["runtime"] for row in found["forecast"]["runtimes"]} == {"onnxruntime", "tflite", "ncnn", "torch"}
+    assert {row["bits"] for row in found["sensitivity"]} == {3}
+    text = run(*asked, *sensitivity).stdout
+    assert "a forecast" in text
+    assert "most sensitive layer first" in text
+    refused = run("inspect", "zoo:digits-cnn", "--sensitivity", "quantize")
+    assert refused.returncode == 2
+    assert "--data" in refused.stderr
+    assert run("inspect", "zoo:digits-cnn", "--sensitivity", "finetune", "--data", "digits").returncode == 2
+
+
 def test_compress_json_and_list(small: Path, tmp_path: Path) -> None:
     done = run(
         "compress", "zoo:digits-cnn", "--data", "digits", "--step", "quantize:images=64", "-o", tmp_path / "b", "--json"
