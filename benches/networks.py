@@ -18,6 +18,7 @@ from edgekit.data.preprocessing import Preprocessing
 from edgekit.program import export_program
 from edgekit.zoo.squeezenet import SqueezeNet
 
+_IMAGENET_224 = Preprocessing(size=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize="stretch")
 # Where the eight fire modules stand in the zoo's SqueezeNet.
 _FIRES = (3, 4, 6, 7, 9, 10, 11, 12)
 
@@ -174,3 +175,47 @@ def _tflite_layers(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def _bundle(network: nn.Module, shape: tuple[int, ...], preprocessing: Preprocessing, name: str) -> Bundle:
     return Bundle(export_program(network.eval(), shape, origin=name), shape, preprocessing, source={"reference": name})
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 and a shortcut."""
+
+    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        channels = 4 * width
+        self.body = nn.Sequential(
+            *self._norm(channels_in, width, 1, 1), nn.ReLU(), *self._norm(width, width, 3, stride), nn.ReLU(),
+            *self._norm(width, channels, 1, 1),
+        )  # fmt: skip
+        same = channels_in == channels and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Sequential(*self._norm(channels_in, channels, 1, stride))
+
+    @staticmethod
+    def _norm(channels_in: int, channels: int, kernel: int, stride: int) -> tuple[nn.Module, nn.Module]:
+        convolution = nn.Conv2d(channels_in, channels, kernel, stride, kernel // 2, bias=False)
+        return convolution, nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+def resnet50() -> Bundle:
+    """ResNet-50 (He et al., CVPR 2016, table 1) with random weights: for times alone."""
+    torch.manual_seed(0)
+    blocks: list[nn.Module] = []
+    channels = 64
+    for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for index in range(count):
+            blocks.append(Bottleneck(channels, width, stride if index == 0 else 1))
+            channels = 4 * width
+    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    network = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000))
+    return _bundle(network, (3, 224, 224), _IMAGENET_224, "ResNet-50, random weights")
+
+
+def mobilenet_v2() -> Bundle:
+    """MobileNet V2 of the zoo with random weights: for times alone."""
+    from edgekit.zoo import build
+
+    network, _ = build("mobilenet-v2")
+    return _bundle(network, (3, 224, 224), _IMAGENET_224, "MobileNet V2, random weights")

@@ -2,9 +2,10 @@
 
     python benches/peers.py TOOL MODEL CALIBRATION.npz OUTPUT
 
-TOOL is ``onnxruntime`` (quantize_static, per channel), ``nncf``, ``nncf-mixed`` (preset MIXED, per-tensor activations: what
-its speed asks for on CPUs), or ``ai-edge-quantizer``. NNCF wants an environment of its own:
-``python -m venv peers && peers/bin/pip install nncf==3.4.0 onnx onnxruntime torch==2.13.0``, and this file run by its Python.
+TOOL is ``edgekit`` (from a bundle folder to a bundle folder), ``onnxruntime`` (quantize_static, per channel), ``nncf``,
+``nncf-mixed`` (preset MIXED, per-tensor activations: what its speed asks for on CPUs), or ``ai-edge-quantizer``. NNCF wants
+an environment of its own, ``python -m venv peers && peers/bin/pip install nncf==3.4.0 onnx onnxruntime torch==2.13.0``, and
+this file run by its Python.
 The archive holds ``x``: float32, (n, C, H, W) for ONNX and (n, H, W, C) for TFLite. Prints JSON: seconds and peak memory.
 """
 
@@ -32,6 +33,7 @@ def main() -> None:
         "nncf": nncf_default,
         "nncf-mixed": nncf_mixed,
         "ai-edge-quantizer": ai_edge_quantizer,
+        "edgekit": edgekit,
     }[tool]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
@@ -39,6 +41,16 @@ def main() -> None:
     seconds = time.monotonic() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"tool": tool, "seconds": seconds, "peak_mib": peak / 1024, "before_mib": before / 1024}))
+
+
+def edgekit(model: str, images: np.ndarray, output: str) -> None:
+    """Ours, with its default settings."""
+    import edgekit
+    from edgekit.data.dataset import Dataset, Split
+
+    few = Split(images[:16], np.zeros(16, np.int64))
+    data = Dataset("calibration", (), Split(images, np.zeros(len(images), np.int64)), few, few)
+    edgekit.compress(edgekit.load(model), f"quantize:images={len(images)}", data, output=output)
 
 
 def onnxruntime(model: str, images: np.ndarray, output: str) -> None:

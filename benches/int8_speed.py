@@ -1,0 +1,115 @@
+"""Int8 against float and against other toolkits' int8, on this CPU: latency in one interleaved run, time and memory to make it.
+
+    python benches/int8_speed.py [--shared ../shared/data] [--work runs/int8-speed] [--nncf PYTHON] [--network NAME …]
+
+MobileNet V2 and ResNet-50 at 224 (random weights: for times alone) and SqueezeNet 1.1 at 227. All tools calibrate on the same
+300 images. For each runtime the files are measured one after the other in every round, and compared with its float32 file.
+Results go to benches/results/int8_speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+
+import edgekit
+from edgekit.bundle import Bundle, versions
+from edgekit.files import write_json
+from edgekit.runtimes.measure import Plan
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "int8_speed.json"
+IMAGES = 300
+TOOLS = (("onnxruntime", "onnx"), ("nncf", "onnx"), ("nncf-mixed", "onnx"), ("ai-edge-quantizer", "tflite"))
+
+
+def main() -> None:
+    """Quantizes by every tool, measures and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("runs/int8-speed"))
+    parser.add_argument("--nncf", help="Python of an environment with NNCF (see peers.py).")
+    parser.add_argument("--network", action="append", choices=("mobilenet-v2", "resnet50", "squeezenet"))
+    parser.add_argument("--rounds", type=int, default=8)
+    arguments = parser.parse_args()
+    made: dict[str, Callable[[], Bundle]] = {
+        "mobilenet-v2": networks.mobilenet_v2,
+        "resnet50": networks.resnet50,
+        "squeezenet": lambda: networks.squeezenet(arguments.shared),
+    }
+    found = json.loads(RESULT.read_text()) if RESULT.is_file() else {"networks": {}}
+    for name in arguments.network or made:
+        found["networks"][name] = _network(name, made[name](), arguments)
+        write_json(RESULT, {**found, "calibration_images": IMAGES, "versions": versions()})
+    print(f"wrote {RESULT}")
+
+
+def _network(name: str, bundle: Bundle, arguments: Any) -> dict[str, Any]:
+    work = arguments.work / name
+    data = networks.imagenet(arguments.shared)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(data.train))[:IMAGES])
+    assert bundle.preprocessing is not None
+    images = bundle.preprocessing(data.train.images(chosen))
+    work.mkdir(parents=True, exist_ok=True)
+    np.savez(work / "nchw.npz", x=images)
+    np.savez(work / "nhwc.npz", x=images.transpose(0, 2, 3, 1))
+    bundle = bundle.with_samples(images[:8], np.zeros(8, np.int64)).save(work / "float")
+    files = {
+        ("edgekit float32", f.parity["format"]): f.path for f in edgekit.export(bundle, ("onnx", "tflite", "ncnn"))
+    }
+    making: dict[str, Any] = {}
+
+    def make(tool: str, model: Path, kind: str, output: Path) -> bool:
+        python = arguments.nncf if tool.startswith("nncf") else sys.executable
+        if python is None:
+            return False
+        command = [python, str(HERE / "peers.py"), tool, str(model), str(work / f"{kind}.npz"), str(output)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1]
+        making[tool] = json.loads(last) if done.returncode == 0 else {"failed": last[:200]}
+        print(f"{name} {tool}: {last[:200]}", flush=True)
+        return done.returncode == 0
+
+    make("edgekit", work / "float", "nchw", work / "int8")
+    small = edgekit.load(work / "int8")
+    for file in edgekit.export(small, ("onnx", "tflite", "ncnn")):
+        files["edgekit int8", file.parity["format"]] = file.path
+    for tool, kind in TOOLS:
+        output = work / f"{tool}{files['edgekit float32', kind].suffix}"
+        if make(tool, files["edgekit float32", kind], "nchw" if kind == "onnx" else "nhwc", output):
+            files[tool, kind] = output
+    rows = {}
+    for kind in ("onnx", "tflite", "ncnn"):
+        of_kind = {tool: path for (tool, k), path in files.items() if k == kind}
+        measured = edgekit.bench(
+            list(of_kind.values()), baseline=of_kind["edgekit float32"], plan=Plan(rounds=arguments.rounds)
+        )
+        for tool, row in zip(of_kind, measured.rows, strict=True):
+            shown = row.to_dict(raw=False)
+            rows[f"{kind}: {tool}"] = {key: shown[key] for key in ("p50_ms", "size_bytes", "comparison", "notes")}
+            compared = shown["comparison"]
+            ratio = f"× {compared['ratio']:.2f} [{compared['low']:.2f}, {compared['high']:.2f}]" if compared else ""
+            print(f"{name} {kind} {tool}: {shown['p50_ms']:.2f} ms {ratio}", flush=True)
+        # Ours against each peer's, from the same rounds.
+        ours = edgekit.bench(
+            [p for tool, p in of_kind.items() if tool != "edgekit float32"],
+            baseline=of_kind["edgekit int8"],
+            plan=Plan(rounds=arguments.rounds),
+        )
+        peers = [tool for tool in of_kind if tool != "edgekit float32"]
+        for tool, row in zip(peers, ours.rows, strict=True):
+            if tool != "edgekit int8":
+                rows[f"{kind}: {tool}"]["against_edgekit_int8"] = row.to_dict(raw=False)["comparison"]
+    return {"making": making, "latency": rows, "target": measured.target, "rounds": arguments.rounds}
+
+
+if __name__ == "__main__":
+    main()
