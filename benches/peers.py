@@ -16,7 +16,6 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("NNCF_CI", "1")  # sends no usage statistics
@@ -107,8 +106,8 @@ def ai_edge_quantizer(model: str, images: np.ndarray, output: str) -> None:
 
     made = quantizer.Quantizer(model, recipe.static_wi8_ai8())
     signature, name = _signature(model)
-    data: Iterator[dict[str, np.ndarray]] = ({name: image[None]} for image in images)
-    calibrated = made.calibrate({signature: data})
+    # A list: a generator would be spent by the time it is read.
+    calibrated = made.calibrate({signature: [{name: image[None]} for image in images]})
     made.quantize(calibrated).export_model(output, overwrite=True)
 
 
