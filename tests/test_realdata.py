@@ -42,6 +42,16 @@ def int8(resnet20: Bundle, cifar10: Dataset, tmp_path_factory: pytest.TempPathFa
     return compress(resnet20, "quantize", cifar10, output=tmp_path_factory.mktemp("resnet20") / "int8")
 
 
+def test_a_stranger_s_onnx_file_is_brought_over_and_quantized(realdata: Path) -> None:
+    data = load_data(f"npz:{realdata / 'sets' / 'mnist.npz'}")
+    bundle = load(realdata / "weights" / "mnist.onnx", preprocessing={"scale": 1.0})
+    assert bundle.source["difference_from_onnxruntime"] < 1e-5
+    top1 = evaluate(bundle.module(), data.test, bundle.preprocessing, limit=IMAGES).top1
+    small = compress(bundle, "quantize", data)
+    assert top1 > 98.5
+    assert evaluate(small.module(), data.test, bundle.preprocessing, limit=IMAGES).top1 > top1 - 0.3
+
+
 def test_cifar10_splits(cifar10: Dataset) -> None:
     assert (len(cifar10.train), len(cifar10.validation), len(cifar10.test)) == (45_000, 5_000, 5_000)
     train, validation, test = (set(split.hashes()) for split in (cifar10.train, cifar10.validation, cifar10.test))

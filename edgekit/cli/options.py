@@ -12,7 +12,7 @@ from edgekit.errors import UsageError
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
 
-_MODEL = "a bundle folder, zoo:NAME, package.module:factory, path/to/file.py:factory, or FILE.pt2"
+_MODEL = "a bundle folder, zoo:NAME, package.module:factory, path/to/file.py:factory, FILE.pt2, or FILE.onnx"
 _DATA = "digits, cifar10:PATH, idx:PATH, folder:PATH, npz:PATH, or package.module:factory"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"The network: {_MODEL}.", show_default=False)]

@@ -27,7 +27,8 @@ def load(
     """Loads a trained model and exports it once, with a free batch dimension.
 
     Args:
-        model: A bundle folder, ``zoo:NAME``, ``package.module:factory``, ``path/to/file.py:factory``, or ``FILE.pt2``.
+        model: A bundle folder, ``zoo:NAME``, ``package.module:factory``, ``path/to/file.py:factory``, ``FILE.pt2``,
+            or ``FILE.onnx``.
         weights: For a zoo network or a factory: a safetensors file, or a state dict that loads with
             ``weights_only=True``.
         input_shape: Shape of one input without the batch, such as ``(3, 32, 32)``; taken from the zoo or the program
@@ -51,13 +52,16 @@ def load(
     elif text.endswith(".pt2"):
         _refuse_weights(weights, text)
         bundle = _from_pt2(Path(text))
+    elif text.endswith(".onnx"):
+        _refuse_weights(weights, text)
+        bundle = _from_onnx(Path(text), input_shape)
     elif Path(text).is_dir():
         _refuse_weights(weights, text)
         bundle = Bundle.load(text)
     elif ":" in text:
         bundle = _from_factory(text, weights, input_shape)
     else:
-        known = "a bundle folder, zoo:NAME, package.module:factory, path/to/file.py:factory, or FILE.pt2"
+        known = "a bundle folder, zoo:NAME, package.module:factory, path/to/file.py:factory, FILE.pt2, or FILE.onnx"
         if text.endswith((".pt", ".pth", ".th", ".safetensors")):
             raise UsageError(
                 f"{text} holds weights, not a network",
@@ -120,6 +124,16 @@ def _from_pt2(path: Path) -> Bundle:
     # Exported again: it may come from another IR, with in-place operators or a training flag set.
     program = programs.export_program(module, shape[1:], origin=str(path))
     return Bundle(program, shape[1:], source={"reference": path.name, "sha256": sha256_file(path)})
+
+
+def _from_onnx(path: Path, input_shape: Sequence[int] | None) -> Bundle:
+    from edgekit.sources.onnx import load_onnx, prove
+
+    network, shape = load_onnx(path, input_shape)
+    program = programs.export_program(network, shape, origin=str(path))
+    bundle = Bundle(program, shape, source={"reference": path.name, "sha256": sha256_file(path)})
+    difference = prove(bundle.module(), path, shape)
+    return replace(bundle, source={**bundle.source, "difference_from_onnxruntime": difference})
 
 
 def _with_overrides(bundle: Bundle, preprocessing: dict[str, Any] | None, labels: Sequence[str] | None) -> Bundle:

@@ -123,7 +123,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 def make(name: str, seed: int = 0) -> nn.Module:
     """A network with seeded weights and batch-norm statistics that are not trivial, in evaluation."""
     generator = torch.Generator().manual_seed(seed)
-    network = NETWORKS[name]()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # biases begin at random
+        network = NETWORKS[name]()
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
