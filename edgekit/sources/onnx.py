@@ -245,7 +245,8 @@ def _fold_constants(nodes: list[Node], constants: dict[str, np.ndarray], model: 
             given = {name: constants[name] for name in node.inputs if name}
             opset = {used.domain: used.version for used in model.opset_import}
             evaluator = ReferenceEvaluator(node.proto, opsets=opset)  # type: ignore[arg-type]
-            constants.update(zip(node.outputs, evaluator.run(None, given), strict=True))
+            computed: Any = evaluator.run(None, given)
+            constants.update(zip(node.outputs, computed, strict=True))
         else:
             left.append(node)
     return left

@@ -1,0 +1,69 @@
+"""Quantization-aware training of ResNet-20 on CIFAR-10: accuracy against training time, and as deployed.
+
+    python benches/qat.py [--shared ../shared/data] [--work runs/qat] [--bits 4 --bits 3 --bits 2] [--epochs 6]
+
+Weights and activations of so many bits, the first and the last layer 8. Killed, the same command goes on. Selection is on the
+validation images, figures on the 5 000 test copies, paired with the float network's. Few epochs are what two cores manage;
+``--epochs 100 --learning-rate 0.04`` is the full run. Results go to benches/results/qat.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import edgekit
+from edgekit.bundle import versions
+from edgekit.evaluation import evaluate, paired_difference
+from edgekit.files import write_json
+
+RESULT = Path(__file__).parent / "results" / "qat.json"
+
+
+def log(done: int, total: int, text: str, _last: dict[str, int] = {}) -> None:  # noqa: B006
+    """A line for each percent."""
+    percent = 100 * done // max(total, 1)
+    if _last.get(text.split(":")[0]) != percent:
+        _last[text.split(":")[0]] = percent
+        print(f"{percent:3d} % {text}", flush=True)
+
+
+def main() -> None:
+    """Trains, evaluates and writes the result, width by width."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("runs/qat"))
+    parser.add_argument("--bits", type=int, action="append", choices=range(2, 9))
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--learning-rate", type=float, default=0.02)
+    arguments = parser.parse_args()
+    data = edgekit.load_data(f"cifar10:{arguments.shared / 'sets' / 'cifar10_jpegq75_train50k.npz'}")
+    weights = arguments.shared / "weights" / "resnet20_jpeg.safetensors"
+    original = edgekit.load("zoo:resnet20-cifar", weights=weights)
+    reference = evaluate(original.module(), data.test, original.preprocessing)
+    found = json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": {}}
+    for bits in arguments.bits or (4,):
+        step = (
+            f"qat:weight_bits={bits},activation_bits={bits},epochs={arguments.epochs},"
+            f"learning_rate={arguments.learning_rate}"
+        )
+        small = edgekit.compress(original, step, data, output=arguments.work / f"w{bits}a{bits}", progress=log)
+        deployed = evaluate(small.module(), data.test, small.preprocessing)
+        difference, error = paired_difference(reference, deployed)
+        report = small.steps[-1]["report"]
+        found["rows"][f"w{bits}a{bits}"] = {
+            "step": step,
+            "top1": deployed.top1,
+            "drop": 0.0 - difference,
+            "standard_error": error,
+            "trained_validation_top1": report["best_validation_top1"],
+            "converted_validation_top1": report["converted_validation_top1"],
+            "history": report["history"],
+        }
+        print(f"w{bits}a{bits}: {deployed.top1:.2f} ({difference:+.2f} ± {error:.2f})")
+        write_json(RESULT, {**found, "float_top1": reference.top1, "versions": versions()})
+
+
+if __name__ == "__main__":
+    main()
