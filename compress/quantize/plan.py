@@ -13,6 +13,9 @@ from edgekit.compress.quantize.scheme import AffineParameters, quantize_weight, 
 from edgekit.compress.rewrite import finish
 from edgekit.program import aten, attribute, layer_name, quantized, set_attribute
 
+# Half of what int32 holds, so that bias correction has room.
+_BIAS_STEPS = 2.0**30
+
 
 @dataclass
 class Plan:
@@ -134,7 +137,9 @@ def insert(
     graph = module.graph
     for node in plan.compute:
         known = (weights or {}).get(node.name)
-        _quantize_weight_of(module, node, (bits or {}).get(layer_name(node), 8), per_channel, known)
+        source = node.args[0]
+        step = parameters[plan.leader(source)].scale if source in plan.values else None  # type: ignore[index]
+        _quantize_weight_of(module, node, (bits or {}).get(layer_name(node), 8), per_channel, step, known)
     for node in plan.values:
         found = parameters[plan.leader(node)]
         bounds = (found.scale, found.zero_point, -128, 127, torch.int8)
@@ -155,6 +160,7 @@ def _quantize_weight_of(
     node: Node,
     bits: int,
     per_channel: bool,
+    input_scale: float | None,
     known: tuple[torch.Tensor, torch.Tensor, int] | None,
 ) -> None:
     source = node.args[1]
@@ -166,6 +172,11 @@ def _quantize_weight_of(
     else:
         weight = attribute(module, name).detach()
         scales = weight_scales(weight, bits, per_channel=per_channel)
+        bias = node.args[2] if len(node.args) > 2 else None
+        if input_scale is not None and isinstance(bias, Node) and bias.op == "get_attr":
+            # The bias is held in 32 bits of s_x s_w: a channel of next to no weight must not make that too fine for it.
+            least = attribute(module, str(bias.target)).detach().abs() / (input_scale * _BIAS_STEPS)
+            scales = torch.maximum(scales, least.to(torch.float32))
         values, top = quantize_weight(weight, scales, bits), weight_max(bits)
     set_attribute(module, f"{name}_int8", values)
     set_attribute(module, f"{name}_scale", scales)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgekit.compress.quantize.bias import bias_scale
 from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
 from edgekit.compress.quantize.plan import insert, make_plan
 from edgekit.compress.quantize.scheme import affine_parameters, quantize_weight, weight_scales
@@ -16,7 +17,7 @@ from edgekit.compress.rewrite import (
     strided_slice_to_pool,
 )
 from edgekit.errors import StepError
-from edgekit.program import aten, export_program, quantized, trainable
+from edgekit.program import aten, attribute, export_program, quantized, trainable
 from edgekit.testing import networks
 
 
@@ -147,6 +148,23 @@ def test_layers_kept_in_float_are_named() -> None:
     plan = make_plan(module, ("conv1", "he*"))
     assert [reason for _, reason in plan.in_float] == ["kept in float on request"] * 2
     assert len(plan.compute) == 2
+
+
+def test_a_channel_of_next_to_no_weight_leaves_room_for_its_bias() -> None:
+    """Its scale alone would put the bias beyond int32; batch norms make such channels."""
+    module = trainable(export_program(networks.make("plain"), networks.INPUT_SHAPE))
+    fold_batch_norm(module)
+    with torch.no_grad():
+        module.conv2.weight[3] *= 1e-9
+        module.conv2.bias[3] = 2.0
+    expected = module(networks.images(8))
+    plan = make_plan(module)
+    insert(module, plan, parameters_of(plan, observe_ranges(module, plan, [networks.images(32).numpy()])))
+    for node in plan.compute:
+        steps = attribute(module, str(node.args[2].target)) / bias_scale(module, node)
+        assert steps.abs().max() < 2**31
+    got = module(networks.images(8))
+    assert 10 * torch.log10((expected**2).sum() / ((expected - got) ** 2).sum()) > 20
 
 
 def test_calibration_names_the_layer_that_is_not_finite() -> None:
