@@ -83,6 +83,136 @@ def pruned_widths() -> list[str]:
     return lines
 
 
+def quantized_cifar() -> list[str]:
+    """Post-training quantization as deployed."""
+    found = result("quantize_cifar")
+    lines = [
+        f"**Quantized after training** (CIFAR-10, {found['test_images']:,} test images; points of top-1 lost against float, "
+        "paired, and in brackets deployed minus simulated), `python benches/quantize_cifar.py`:",
+        "",
+        "| network and step | float | weights × | simulated | ONNX Runtime | LiteRT | ncnn |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["networks"].items():
+        cells = [
+            f"{name.partition('-')[0]} `{row['step']}`",
+            f"{row['float_top1']:.2f} %",
+            f"{row['weights_share']:.2f}",
+        ]
+        simulated = row["simulated"]
+        cells.append(f"{_points(simulated['drop'])} ± {simulated['standard_error']:.2f}")
+        cells += [f"{_points(row[f]['drop'])} ({row[f]['against_simulated']:+.2f})" for f in ("onnx", "tflite", "ncnn")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def quantized_imagenet() -> list[str]:
+    """Int8 beside other toolkits, accuracy."""
+    found = result("quantize_imagenet")["networks"]
+    tools = list(dict.fromkeys(tool for row in found.values() for tool in row["rows"]))
+    heads = [f"{name} ({row['float_top1']:.1f} %, {row['test_images']} images)" for name, row in found.items()]
+    lines = [
+        "**Int8 beside other toolkits**, same images to calibrate on and to judge by (points of top-1 lost against float, "
+        "paired ± standard error; SQNR of the outputs), `python benches/quantize_imagenet.py`:",
+        "",
+        f"| | {' | '.join(heads)} |",
+        "|---|" + "---|" * len(found),
+    ]
+    for tool in tools:
+        cells = [tool]
+        for row in found.values():
+            one = row["rows"].get(tool, {})
+            text = (
+                f"{_points(one['drop'])} ± {one['standard_error']:.1f}, {one['sqnr_db']:.1f} dB"
+                if "drop" in one
+                else "failed"
+            )
+            cells.append(text)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def int8_speed() -> list[str]:
+    """Int8 beside float and other toolkits, time."""
+    found = result("int8_speed")["networks"]
+    first = next(iter(found.values()))
+    lines = [
+        f"**Int8 latency**, ms ({first['target']['cpu']}, one thread, {first['rounds']} interleaved rounds; × is time against "
+        "the same runtime's float32), `python benches/int8_speed.py`:",
+        "",
+        f"| file | {' | '.join(found)} |",
+        "|---|" + "---|" * len(found),
+    ]
+    for label in dict.fromkeys(label for row in found.values() for label in row["latency"]):
+        cells = [label]
+        for row in found.values():
+            one = row["latency"].get(label)
+            ratio = f" × {one['comparison']['ratio']:.2f}" if one and one["comparison"] else ""
+            cells.append(f"{one['p50_ms']:.3g}{ratio}" if one else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Making the int8 model with 300 images, seconds and peak MiB of the process:",
+        "",
+        f"| tool | {' | '.join(found)} |",
+        "|---|" + "---|" * len(found),
+    ]
+    for tool in dict.fromkeys(tool for row in found.values() for tool in row["making"]):
+        made = [row["making"].get(tool, {}) for row in found.values()]
+        cells = [f"{m['seconds']:.0f} s, {m['peak_mib']:.0f}" if "seconds" in m else "failed" for m in made]
+        lines.append(f"| {tool} | {' | '.join(cells)} |")
+    return lines
+
+
+def codebooks() -> list[str]:
+    """Weight sharing and powers of two."""
+    found = result("codebook")
+    lines = [
+        f"**Few values for each weight** (ResNet-20, float {found['float_top1']:.2f} %), `python benches/codebook.py`:",
+        "",
+        "| step | points lost | weights in float | entropy of the codes | on disk | whole bundle's program | ONNX |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"].values():
+        sizes = [row[k] for k in ("float_bytes", "theory_bytes", "stored_weights_bytes", "archive_bytes", "onnx_bytes")]
+        lost = f"{_points(row['drop'])} ± {row['standard_error']:.2f}"
+        lines.append(f"| `{row['step']}` | {lost} | {' | '.join(f'{size / 1024:.0f} KiB' for size in sizes)} |")
+    return lines
+
+
+def trained() -> list[str]:
+    """Quantization-aware training."""
+    found = result("qat")
+    lines = [
+        f"**Quantization-aware training** (ResNet-20, float {found['float_top1']:.2f} %; few epochs, as two cores allow), "
+        "`python benches/qat.py`:",
+        "",
+        "| step | points lost | validation top-1 by epoch | as converted |",
+        "|---|---|---|---|",
+    ]
+    for row in found["rows"].values():
+        curve = ", ".join(f"{epoch['validation_top1']:.2f}" for epoch in row["history"])
+        lost = f"{_points(row['drop'])} ± {row['standard_error']:.2f}"
+        lines.append(f"| `{row['step']}` | {lost} | {curve} | {row['converted_validation_top1']:.2f} |")
+    return lines
+
+
+def memory() -> list[str]:
+    """Calibration in bounded memory."""
+    rows = result("calibration_memory")["rows"]
+    shown = [
+        f"{method} {row['200']['peak_mib']:.0f} and {row['20000']['peak_mib']:.0f}" for method, row in rows.items()
+    ]
+    return [
+        "Peak memory (MiB) of calibrating ResNet-20 on 200 and on 20 000 images, the data set itself included: "
+        f"{', '.join(shown)} (`python benches/calibration_memory.py`)."
+    ]
+
+
+def _points(value: float) -> str:
+    return f"{value + 0.0:.2f}"
+
+
 def others() -> list[str]:
     """What needs no table."""
     seconds, digits = result("startup")["median_s"], result("train_digits")
@@ -94,7 +224,10 @@ def others() -> list[str]:
 
 def tables() -> str:
     """All of them."""
-    return "\n".join([BEGIN, "", *resnet20(), "", *pruned_widths(), "", *others(), "", END])
+    parts = (
+        resnet20, pruned_widths, quantized_cifar, quantized_imagenet, int8_speed, codebooks, trained, memory, others,
+    )  # fmt: skip
+    return "\n".join([BEGIN, "", *(line for part in parts for line in (*part(), "")), END])
 
 
 def main() -> None:
