@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +28,7 @@ from edgekit.errors import BundleError, ExecutionError, ParityError, UsageError
 from edgekit.evaluation import Evaluation, evaluate, paired_difference
 from edgekit.export.bisect import LayerMatch, first_divergence, match_layers
 from edgekit.export.exporter import EXPORTERS, Exporter, Lowered, check_precision, exporter_for
-from edgekit.export.lowering import DQ
+from edgekit.export.lowering import DQ, weight_nodes
 from edgekit.export.parity import TOLERANCES, compare, violations
 from edgekit.files import disk_errors, sha256_file, write_json
 from edgekit.program import output_node
@@ -256,6 +257,7 @@ def _prove(
         },
         "layers": [asdict(layer) for layer in layers],
         "lowering": list(lowered.notes),
+        "int8_macs_share": _integer_share(lowered, facts) if precision == "int8" else None,
         "runtime_facts": facts,
         "versions": versions(),
     }
@@ -272,7 +274,7 @@ def _layers(
 ) -> tuple[list[LayerMatch], dict[str, Any]]:
     """Every layer beside its tensor in the file, each sample run by itself: batches hide in some tensors' first dimension."""
     with target.worker() as worker:
-        facts = worker.open(path, runtime, Options())["facts"]
+        facts = worker.open(path, runtime, Options(extra={"kernels": lowered.precision == "int8"}))["facts"]
     taps: dict[str, list[np.ndarray]] = {}
     with target.worker() as worker:
         worker.open(path, runtime, Options(taps=("*",)))
@@ -282,6 +284,32 @@ def _layers(
                 taps.setdefault(name, []).append(value)
     joined = {name: np.concatenate(v) for name, v in taps.items() if v[0].ndim and len(v) == len(samples)}
     return match_layers(lowered.module, samples, joined), facts
+
+
+def _integer_share(lowered: Lowered, facts: dict[str, Any]) -> float | None:
+    """Share of the MACs in layers that the runtime computes in integers, as it told; 0 to 1, None where it can't tell.
+
+    Layers are told apart by the number of their weights; of equal ones the cheaper is taken, so nothing is overstated.
+    """
+    if "integer_weights" not in facts:
+        return None
+    layers = [layer for layer in cost_of(lowered.module).layers if layer.macs]
+    nodes = {node.name: node for node in weight_nodes(lowered.module)}
+    waiting = sorted(
+        (
+            (math.prod(nodes[layer.name].args[1].meta["val"].shape), layer.macs)
+            for layer in layers
+            if layer.name in nodes
+        ),
+        key=lambda pair: pair[1],
+    )
+    done = 0
+    for weights in facts["integer_weights"]:
+        found = next((pair for pair in waiting if pair[0] == weights), None)
+        if found is not None:
+            waiting.remove(found)
+            done += found[1]
+    return done / max(sum(layer.macs for layer in layers), 1)
 
 
 def record_of(path: Path) -> Path:

@@ -67,6 +67,9 @@ class NcnnSession(Session):
         self._output = next(blob for blob in reversed(self._blobs) if blob not in read)
         # int8_scale_term (parameter 8) above 100: the layer hands on int8.
         self._integers = {parts[5] for parts in layers if any(re.fullmatch(r"8=10\d", part) for part in parts)}
+        self._integer_weights = [
+            _weights(parts) for parts in layers if _params(parts).get("8", "0") != "0" and _weights(parts)
+        ]
         self._metadata: dict[str, Any] = {}
         if os.path.isfile(stem + ".json"):
             with open(stem + ".json", encoding="utf-8") as stream:
@@ -118,6 +121,7 @@ class NcnnSession(Session):
             "library": "ncnn",
             "version": self._ncnn.__version__,
             "options": self._set,
+            "integer_weights": self._integer_weights,
             "threads": self._options.threads,
             "arithmetic": "float32" if not self._set["use_fp16_arithmetic"] else "float16 where the CPU has it",
             "not_honoured": [],
@@ -143,6 +147,18 @@ def _read_param(path: str) -> list[str]:
     return lines
 
 
+def _params(parts: list[str]) -> dict[str, str]:
+    """The settings of a layer, by number."""
+    return dict(item.split("=", 1) for item in parts[4 + int(parts[2]) + int(parts[3]) :])
+
+
+def _weights(parts: list[str]) -> int:
+    """How many weights a convolution or linear layer has; 0 for any other."""
+    convolution = parts[0].startswith(("Convolution", "Deconvolution"))
+    key = "2" if parts[0] == "InnerProduct" else "6" if convolution else ""
+    return int(_params(parts).get(key, 0)) if key else 0
+
+
 def _check_size(lines: list[str], path: str) -> None:
     """ncnn reads past the end of a truncated .bin without an error: refuse one that is plainly too short."""
     needed = 0
@@ -150,9 +166,6 @@ def _check_size(lines: list[str], path: str) -> None:
         parts = line.split()
         if not parts:
             continue
-        params = dict(item.split("=", 1) for item in parts[4 + int(parts[2]) + int(parts[3]) :])
-        key = {"InnerProduct": "2"}.get(parts[0], "6" if parts[0].startswith(("Convolution", "Deconvolution")) else "")
-        if key:
-            needed += int(params.get(key, 0))  # at least one byte a weight
+        needed += _weights(parts)  # at least one byte a weight
     if os.path.getsize(path) < needed:
         raise RunError(f"{path} is truncated: {os.path.getsize(path)} bytes, and its layers need {needed} at least")

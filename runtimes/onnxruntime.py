@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import tempfile
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .runtime import Options, RunError, Runtime, Session, TensorSpec, first_line, from_file_tensor, to_file_input
 
-_ERRORS_ONLY = 3
+_ERRORS_ONLY, _NOTHING = 3, 4
+# Operators that ONNX Runtime computes in integers, and which of their inputs is the weight.
+_INTEGER_WEIGHT = {
+    "QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3, "ConvInteger": 1, "MatMulInteger": 1, "MatMulIntegerToFloat": 1,
+    "DynamicQuantizeMatMul": 1,
+}  # fmt: skip
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8)": "int8", "tensor(uint8)": "uint8"}
 
 
@@ -43,6 +51,12 @@ class OnnxSession(Session):
         # Spinning threads of one file would slow the other that is measured beside it.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0" if options.threads == 1 else "1")
         source: Any = path
+        self._integer_weights: list[int] | None = None
+        optimized = tempfile.TemporaryDirectory(prefix="edgekit-") if options.extra.get("kernels") else None
+        if optimized is not None:
+            settings.optimized_model_filepath = os.path.join(optimized.name, "optimized.onnx")
+            # The graph after the last, hardware-specific pass is the one that runs; ONNX Runtime warns of keeping it.
+            settings.log_severity_level = _NOTHING
         self._taps: list[str] = []
         try:
             if options.taps:
@@ -51,6 +65,9 @@ class OnnxSession(Session):
             self._session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise RunError(f"ONNX Runtime can't load {path}: {first_line(error)}") from error
+        if optimized is not None:
+            self._integer_weights = _integer_weights(settings.optimized_model_filepath)
+            optimized.cleanup()
         self._version = ort.__version__
         self._input = self._session.get_inputs()[0]
         self._names = [output.name for output in self._session.get_outputs()]
@@ -88,8 +105,19 @@ class OnnxSession(Session):
             "provider": self._session.get_providers()[0],
             "threads": self._options.threads,
             "arithmetic": "as the file says; float16 weights are computed in float32",
+            **({} if self._integer_weights is None else {"integer_weights": self._integer_weights}),
             "not_honoured": [],
         }
+
+
+def _integer_weights(path: str) -> list[int]:
+    """How many weights each integer convolution and product of an optimized graph has."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type in _INTEGER_WEIGHT]
+    return [sizes.get(node.input[_INTEGER_WEIGHT[node.op_type]], 0) for node in nodes]
 
 
 def _spec(value: Any) -> TensorSpec:

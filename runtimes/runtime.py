@@ -116,7 +116,11 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Library version, provider or delegate, threads, options, and ``not_honoured`` (a list of sentences)."""
+        """Library version, provider or delegate, threads, options, and ``not_honoured`` (a list of sentences).
+
+        Where the session knows it, ``integer_weights``: the number of weights of each convolution or linear layer that is
+        computed in integers. (ONNX Runtime tells it with the option ``{"kernels": True}``.)
+        """
 
     def fixed_batch(self) -> int | None:
         """The batch that the file was made for; None when it is free."""

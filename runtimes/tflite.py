@@ -12,6 +12,9 @@ from .runtime import Options, RunError, Runtime, Session, TensorSpec, first_line
 _MAGIC = b"TFL3"
 
 
+_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+
+
 class TfliteRuntime(Runtime):
     """Runs ``.tflite``."""
 
@@ -95,6 +98,16 @@ class TfliteSession(Session):
                     taps[f"{detail['name']}#{detail['index']}"] = from_file_tensor(value, *detail["quantization"])
         return output, taps
 
+    def _integer_weights(self, operators: list[dict[str, Any]]) -> list[int]:
+        details = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
+        found = []
+        for operator in operators:
+            if operator["op_name"] in _WEIGHTED:
+                x, weight = (details[int(index)] for index in operator["inputs"][:2])
+                if np.dtype(x["dtype"]) == np.int8:
+                    found.append(int(np.prod(weight["shape"])))
+        return found
+
     def facts(self) -> dict[str, Any]:
         operators = self._interpreter._get_ops_details()
         delegated = sum(op["op_name"] == "DELEGATE" for op in operators)
@@ -109,6 +122,7 @@ class TfliteSession(Session):
             "operators": self._operators_before,
             "operators_outside_delegate": left,
             "delegate_outputs": len(replaced),
+            "integer_weights": self._integer_weights(operators),
             "threads": self._options.threads,
             "not_honoured": ["XNNPACK was asked for and took no operator"] if wanted and not delegated else [],
         }

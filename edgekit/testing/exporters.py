@@ -66,6 +66,10 @@ class ExporterConformance:
         # The export itself holds it against the tolerance; here is that it can't be a tolerance of nothing.
         assert agreement["samples"] == 32
         assert agreement["sqnr_db"] is None or agreement["sqnr_db"] >= TOLERANCES[precision].sqnr_db
+        if precision == "int8":
+            # Placed so that the runtime fuses them: every layer with weights is computed in integers, or the notes tell.
+            in_float = any("computes in float: " in note for note in file.parity["lowering"])
+            assert (file.parity["int8_macs_share"] < 1) == in_float
         assert all(layer["tensor"] for layer in file.parity["layers"]), "a layer has no likeness in the file"
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
             [*file.parity["files"], file.path.name + RECORD]
