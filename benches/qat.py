@@ -13,20 +13,14 @@ import argparse
 import json
 from pathlib import Path
 
+from progress import log
+
 import edgekit
 from edgekit.bundle import versions
 from edgekit.evaluation import evaluate, paired_difference
 from edgekit.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "qat.json"
-
-
-def log(done: int, total: int, text: str, _last: dict[str, int] = {}) -> None:  # noqa: B006
-    """A line for each percent."""
-    percent = 100 * done // max(total, 1)
-    if _last.get(text.split(":")[0]) != percent:
-        _last[text.split(":")[0]] = percent
-        print(f"{percent:3d} % {text}", flush=True)
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from progress import log
+
 import edgekit
 from edgekit.bundle import Bundle, versions
 from edgekit.cost import cost_of
@@ -23,14 +25,6 @@ from edgekit.runtimes.measure import Plan
 FORMATS = ("onnx", "tflite", "ncnn")
 PRUNE = "prune-channels:macs=0.5,epochs=16,learning_rate=0.05"
 RESULT = Path(__file__).parent / "results" / "resnet20.json"
-
-
-def log(done: int, total: int, text: str, _last: dict[str, int] = {}) -> None:  # noqa: B006
-    """A line for each percent."""
-    percent = 100 * done // max(total, 1)
-    if _last.get(text.split(":")[0]) != percent:
-        _last[text.split(":")[0]] = percent
-        print(f"{percent:3d} % {text}", flush=True)
 
 
 def made(path: Path, make: Any) -> Bundle:

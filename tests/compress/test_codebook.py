@@ -17,21 +17,9 @@ from edgekit.compress.quantize.codebook.share import cluster
 from edgekit.compress.step import parse_step
 from edgekit.cost import cost_of
 from edgekit.data.dataset import Dataset
-from edgekit.data.references import load_data
 from edgekit.errors import StepError, UsageError
 from edgekit.export.run import export
 from edgekit.program import attribute, codebook_of
-from edgekit.sources.load import load
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
-def before() -> Bundle:
-    return load("zoo:digits-cnn")
 
 
 def _coded(bundle: Bundle) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

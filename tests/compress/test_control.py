@@ -17,20 +17,8 @@ from edgekit.compress.quantize.session import Choice
 from edgekit.compress.step import parse_step
 from edgekit.cost import cost_of
 from edgekit.data.dataset import Dataset
-from edgekit.data.references import load_data
 from edgekit.errors import StepError, UsageError
 from edgekit.program import attribute, quantized
-from edgekit.sources.load import load
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
-def before() -> Bundle:
-    return load("zoo:digits-cnn")
 
 
 def _widths(bundle: Bundle) -> dict[str, int]:

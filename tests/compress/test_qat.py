@@ -16,23 +16,11 @@ from edgekit.compress.quantize.plan import make_plan
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
 from edgekit.compress.step import parse_step
 from edgekit.data.dataset import Dataset
-from edgekit.data.references import load_data
 from edgekit.errors import UnsupportedOperatorError, UsageError
 from edgekit.evaluation import evaluate, sqnr
 from edgekit.export.run import export
 from edgekit.program import attribute, duplicate, export_program, quantized, trainable
-from edgekit.sources.load import load
 from edgekit.testing import networks
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
-def before() -> Bundle:
-    return load("zoo:digits-cnn")
 
 
 def test_the_gradient_is_that_of_the_paper() -> None:

@@ -13,20 +13,8 @@ from edgekit.compress.quantize.static import Quantize
 from edgekit.compress.quantize.table import sensitivity_table
 from edgekit.compress.step import Context
 from edgekit.data.dataset import Dataset
-from edgekit.data.references import load_data
 from edgekit.evaluation import sqnr
 from edgekit.program import attribute, duplicate, quantized
-from edgekit.sources.load import load
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
-def before() -> Bundle:
-    return load("zoo:digits-cnn")
 
 
 def test_alone_quantizes_one_weight_and_what_is_around_it(before: Bundle, data: Dataset) -> None:

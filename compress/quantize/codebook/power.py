@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -59,11 +58,7 @@ class PowersOfTwo(Step):
         module = bundle.module()
         remove_dropout(module)
         fold_batch_norm(module)
-        names = [
-            name
-            for node, name in own_weights(module)
-            if not any(fnmatch.fnmatch(layer_name(node), pattern) for pattern in self.keep)
-        ]
+        names = [name for _, name in own_weights(module, self.keep)]
         if not names:
             raise StepError("there is no layer whose weights could be powers of two", "Keep fewer layers.")
         # The exponents are those of the weights before any training (equation 3).
@@ -79,21 +74,21 @@ class PowersOfTwo(Step):
             if portion < 1:
                 report["phases"].append({"portion": portion, **self._train(module, fixed, bundle, context, phase)})
         report["layers"] = []
-        for node, name in own_weights(module):
-            if name in tables:
-                codes = (attribute(module, name).detach().unsqueeze(-1) - tables[name]).abs().argmin(-1)
-                report["layers"].append(
-                    {
-                        "layer": layer_name(node),
-                        "weights": codes.numel(),
-                        "largest_exponent": int(tables[name].max().log2()),
-                        "zeros": float((tables[name][codes] == 0).float().mean()),
-                        "entropy_bits": entropy_bits(codes),
-                        "fixed_bits": fixed_bits(len(tables[name])),
-                    }
-                )
-                # Not a parameter: training it would leave the powers of two.
-                put_codes(module, node, codes, tables[name])
+        for node, name in own_weights(module, self.keep):
+            table = tables[name]
+            codes = (attribute(module, name).detach().unsqueeze(-1) - table).abs().argmin(-1)
+            report["layers"].append(
+                {
+                    "layer": layer_name(node),
+                    "weights": codes.numel(),
+                    "largest_exponent": int(table.max().log2()),
+                    "zeros": float((table[codes] == 0).float().mean()),
+                    "entropy_bits": entropy_bits(codes),
+                    "fixed_bits": fixed_bits(len(table)),
+                }
+            )
+            # Not a parameter: training it would leave the powers of two.
+            put_codes(module, node, codes, table)
         finish(module)
         return bundle.with_module(module), report
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -57,9 +56,7 @@ class ShareWeights(Step):
         remove_dropout(module)
         fold_batch_norm(module)
         layers = []
-        for node, name in own_weights(module):
-            if any(fnmatch.fnmatch(layer_name(node), pattern) for pattern in self.keep):
-                continue
+        for node, name in own_weights(module, self.keep):
             weight = attribute(module, name).detach()
             codes, centroids = cluster(weight.numpy(), self.clusters)
             shared = torch.from_numpy(centroids)[torch.from_numpy(codes).long()]
