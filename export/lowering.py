@@ -48,6 +48,22 @@ def expand_weights(module: GraphModule) -> None:
     finish(module)
 
 
+def one_reader_each(module: GraphModule) -> None:
+    """Gives every reader of a dequantized activation a dequantize node of its own, in place.
+
+    litert-torch decides on a layout node by node, and fails where one dequantize node feeds two that want different ones.
+    """
+    for node in list(module.graph.nodes):
+        if node.target is not DQ:
+            continue
+        for user in list(node.users)[1:]:
+            with module.graph.inserting_after(node):
+                twin = module.graph.call_function(DQ, node.args)
+            twin.meta.update(node.meta)
+            user.replace_input_with(node, twin)
+    finish(module)
+
+
 def dequantized_weight(module: GraphModule, node: Node) -> torch.Tensor:
     """The float32 weight that a per-channel dequantize node gives."""
     values = attribute(module, str(node.args[0].target))  # type: ignore[union-attr]

@@ -14,7 +14,14 @@ from edgekit.compress.rewrite import global_pool_to_mean
 from edgekit.errors import ExportError, MissingDependencyError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.flatbuffer import edit_model
-from edgekit.export.lowering import deployed, expand_weights, narrow_weights, refuse_few_levels, round_weights_to_half
+from edgekit.export.lowering import (
+    deployed,
+    expand_weights,
+    narrow_weights,
+    one_reader_each,
+    refuse_few_levels,
+    round_weights_to_half,
+)
 from edgekit.files import atomic_file
 from edgekit.program import duplicate, export_program, layer_name, save_pt2
 
@@ -62,6 +69,7 @@ class TfliteExporter(Exporter):
         if lowered.precision == "int8":
             module = duplicate(module)
             expand_weights(module)
+            one_reader_each(module)
         content = _convert(module, lowered)
         content = edit_model(
             content,
