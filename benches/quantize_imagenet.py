@@ -1,6 +1,6 @@
 """INT8 of real networks side by side with other toolkits: accuracy on the same images, calibrated on the same images.
 
-    python benches/quantize_imagenet.py [--shared ../shared/data] [--work runs/quantize-imagenet] [--nncf PYTHON]
+    python benches/quantize_imagenet.py [--shared ../shared/data] [--work runs/quantize-imagenet] [--nncf PYTHON] [--network NAME …]
 
 SqueezeNet 1.1 and MobileNet V1 0.25 (calibrated on even ImageNet-like images, reported on the 500 odd ones), ResNet-8 of
 MLPerf Tiny (CIFAR-10, 500 original test images). Ours is deployed in ONNX, TFLite and ncnn; ONNX Runtime's quantizer and NNCF
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("runs/quantize-imagenet"))
     parser.add_argument("--nncf", help="Python of an environment with NNCF.")
+    parser.add_argument("--network", action="append", choices=("squeezenet", "mobilenet-v1-0.25", "resnet8"))
     parser.add_argument("--step", default="quantize:images=300")
     arguments = parser.parse_args()
     shared = arguments.shared
@@ -51,10 +52,11 @@ def main() -> None:
         ("mobilenet-v1-0.25", networks.mobilenet_v1(shared), imagenet),
         ("resnet8", networks.resnet8(shared), networks.cifar10_lossless(shared)),
     ]
-    results = {}
+    found = json.loads(RESULT.read_text()) if RESULT.is_file() else {"networks": {}}
     for name, bundle, data in jobs:
-        results[name] = _network(name, bundle, data, arguments)
-    write_json(RESULT, {"networks": results, "versions": versions()})
+        if name in (arguments.network or (name,)):
+            found["networks"][name] = _network(name, bundle, data, arguments)
+            write_json(RESULT, {**found, "versions": versions()})
     print(f"wrote {RESULT}")
 
 
