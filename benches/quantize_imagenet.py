@@ -1,6 +1,6 @@
 """INT8 of real networks side by side with other toolkits: accuracy on the same images, calibrated on the same images.
 
-    python benches/quantize_imagenet.py [--shared ../shared/data] [--work runs/quantize-imagenet] [--nncf PYTHON] [--network NAME …]
+    python benches/quantize_imagenet.py [--shared ../shared/data] [--work DIR] [--nncf PYTHON] [--network NAME …]
 
 SqueezeNet 1.1 and MobileNet V1 0.25 (calibrated on even ImageNet-like images, reported on the 500 odd ones), ResNet-8 of
 MLPerf Tiny (CIFAR-10, 500 original test images). Ours is deployed in ONNX, TFLite and ncnn; ONNX Runtime's quantizer and NNCF

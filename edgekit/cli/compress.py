@@ -98,7 +98,9 @@ def _list(as_json: bool) -> None:
 
 
 def _shown(value: object) -> str:
-    return "[]" if value == () else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _show(before: Bundle, after: Bundle, output: Path) -> None:
@@ -133,6 +135,14 @@ def _show(before: Bundle, after: Bundle, output: Path) -> None:
             )
         for item in report.get("in_float", []):
             render.stdout.print(f"left in float: {item['layer']}: {item['reason']}", soft_wrap=True)
+        if "accuracy_control" in report:
+            control = report["accuracy_control"]
+            changed = ", ".join(f"{item['layer']} to {item['to']}" for item in control["changed"]) or "none"
+            render.stdout.print(
+                f"{applied['step']}: lost {control['drop']:.2f} ± {control['standard_error']:.2f} points on "
+                f"{control['validation_images']} validation images (allowed {control['max_drop']:g}); put back: {changed}",
+                soft_wrap=True,
+            )
         for note in report.get("notes", []):
             render.stdout.print(note, soft_wrap=True, markup=False)
     size = size_on_disk(output)
