@@ -23,7 +23,7 @@ from edgekit.compress.quantize.bias import correct_biases, output_means, round_b
 from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
 from edgekit.compress.quantize.plan import Plan, insert, make_plan
 from edgekit.compress.quantize.scheme import AffineParameters
-from edgekit.compress.quantize.sensitivity import SUSPECT_DB, alone, noise_inside
+from edgekit.compress.quantize.sensitivity import SUSPECT_DB, LayerNoise, alone, noise_inside
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
 from edgekit.compress.step import Context
 from edgekit.cost import cost_of
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # Means and noise are taken of so many images at most, and of fewer where one activation of all of them is larger than this.
 _FEW, _FEW_ELEMENTS = 128, 2**26
+# So far below the whole, the channels of a layer are uneven: a few of large range set the scale.
+_UNEVEN_DB = 6.0
 # Stands for no difference at all: float32 itself has some 150 dB.
 _EXACT_DB = 200.0
 # What the budget may choose from.
@@ -189,11 +191,7 @@ class Session:
         macs = {layer.name: layer.macs for layer in cost_of(self.floats).layers}
         report["int8_macs_share"] = sum(macs.get(name, 0) for name in names) / max(sum(macs.values()), 1)
         report["notes"] = [
-            f"{row.layer} loses its content: half of its channels have less than {row.channel_sqnr_db:.0f} dB of signal to "
-            f"noise ({row.sqnr_db:.0f} dB over all). Even its channels out with the step equalize before this one, or keep it "
-            f"in float: keep_float=[{row.layer}]"
-            for row in noise
-            if row.channel_sqnr_db < SUSPECT_DB
+            note for row, width in zip(noise, bits, strict=True) if (note := _suspicion(row, width)) is not None
         ]
         return module, report
 
@@ -205,6 +203,21 @@ class Session:
             return None
         state = json.dumps([sorted(choice.keep_float), sorted(choice.bits.items())])
         return self.context.checkpoints / f"adaround-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
+
+
+def _suspicion(row: LayerNoise, bits: int) -> str | None:
+    """What to say of a layer whose channels have lost their content; None where they have not."""
+    if row.channel_sqnr_db >= SUSPECT_DB:
+        return None
+    lost = (
+        f"{row.layer} loses its content: half of its channels have less than {row.channel_sqnr_db:.0f} dB of signal to noise "
+        f"({row.sqnr_db:.0f} dB over all)"
+    )
+    if row.sqnr_db - row.channel_sqnr_db > _UNEVEN_DB:
+        return f"{lost}. Even its channels out with the step equalize before this one, or keep it: keep_float=[{row.layer}]"
+    if bits < 8:
+        return f"{lost} with {bits} bits. Give it more, layer_bits=[{row.layer}=8], or learn the rounding, rounding=adaround"
+    return f"{lost}. Keep it in float, keep_float=[{row.layer}], or try calibration=mse"
 
 
 def _decibels(reference: np.ndarray, output: np.ndarray) -> float:
