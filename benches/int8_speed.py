@@ -28,6 +28,7 @@ from edgekit.runtimes.measure import Plan
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "int8_speed.json"
 IMAGES = 300
+FORMATS = ("onnx", "tflite", "ncnn")
 TOOLS = (("onnxruntime", "onnx"), ("nncf", "onnx"), ("nncf-mixed", "onnx"), ("ai-edge-quantizer", "tflite"))
 
 
@@ -80,14 +81,14 @@ def _network(name: str, bundle: Bundle, arguments: Any) -> dict[str, Any]:
 
     make("edgekit", work / "float", "nchw", work / "int8")
     small = edgekit.load(work / "int8")
-    for file in edgekit.export(small, ("onnx", "tflite", "ncnn")):
+    for file in edgekit.export(small, FORMATS, data=data, images=16):
         files["edgekit int8", file.parity["format"]] = file.path
     for tool, kind in TOOLS:
         output = work / f"{tool}{files['edgekit float32', kind].suffix}"
         if make(tool, files["edgekit float32", kind], "nchw" if kind == "onnx" else "nhwc", output):
             files[tool, kind] = output
     rows = {}
-    for kind in ("onnx", "tflite", "ncnn"):
+    for kind in FORMATS:
         of_kind = {tool: path for (tool, k), path in files.items() if k == kind}
         measured = edgekit.bench(
             list(of_kind.values()), baseline=of_kind["edgekit float32"], plan=Plan(rounds=arguments.rounds)

@@ -210,7 +210,17 @@ def resnet50() -> Bundle:
             channels = 4 * width
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     network = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000))
-    return _bundle(network, (3, 224, 224), _IMAGENET_224, "ResNet-50, random weights")
+    return _bundle(_settled(network), (3, 224, 224), _IMAGENET_224, "ResNet-50, random weights")
+
+
+def _settled(network: nn.Module) -> nn.Module:
+    """Random weights with batch-norm statistics of random images, so that no layer's output dies out."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        network.train()(torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
+    return network.eval()
 
 
 def mobilenet_v2() -> Bundle:
@@ -218,4 +228,4 @@ def mobilenet_v2() -> Bundle:
     from edgekit.zoo import build
 
     network, _ = build("mobilenet-v2")
-    return _bundle(network, (3, 224, 224), _IMAGENET_224, "MobileNet V2, random weights")
+    return _bundle(_settled(network), (3, 224, 224), _IMAGENET_224, "MobileNet V2, random weights")

@@ -7,6 +7,7 @@ Wu et al., arXiv:2004.09602, section 5.2, with the signal-to-noise ratio besides
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,10 +18,12 @@ from torch.fx import GraphModule, Node
 
 from edgekit.compress.quantize.plan import Plan, insert, tensor_inputs
 from edgekit.compress.quantize.scheme import AffineParameters
-from edgekit.program import duplicate, layer_name
+from edgekit.program import duplicate, layer_name, shape_of
 
 # A channel below this has lost its content: one step of the grid is as large as what it says.
 SUSPECT_DB = 10.0
+# The outputs of all layers are held at once: of so few images that they are no more than this.
+_HELD_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,21 @@ def noise_inside(
     for name in layers:
         node = next(n for n in module.graph.nodes if n.name == name)
         wanted[name] = (_last_of(node, floats), _read_by_the_next(node).name)
-    reference = _watched(floats, {a for a, _ in wanted.values()}, images)
-    noisy = _watched(module, {b for _, b in wanted.values()}, images)
+    signals: dict[str, Any] = dict.fromkeys(wanted, 0.0)
+    errors: dict[str, Any] = dict.fromkeys(wanted, 0.0)
+    held = sum(math.prod(shape_of(n)[1:]) for n in floats.graph.nodes if n.name in {a for a, _ in wanted.values()})
+    size = max(1, _HELD_ELEMENTS // max(held, 1))
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        reference = _watched(floats, {a for a, _ in wanted.values()}, part)
+        noisy = _watched(module, {b for _, b in wanted.values()}, part)
+        for name, (a, b) in wanted.items():
+            signals[name] = signals[name] + _powers(reference[a])
+            errors[name] = errors[name] + _powers(noisy[b] - reference[a])
     rows = []
     names = {node.name: layer_name(node) for node in module.graph.nodes}
-    for name, (a, b) in wanted.items():
-        signal, error = _powers(reference[a]), _powers(noisy[b] - reference[a])
+    for name in wanted:
+        signal, error = signals[name], errors[name]
         per_channel = _decibels(signal, error)[signal > 0]
         rows.append(
             LayerNoise(

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # Means and noise are taken of so many images at most, and of fewer where one activation of all of them is larger than this.
 _FEW, _FEW_ELEMENTS = 128, 2**26
+# The table of noise is of so many images at most.
+_NOISE_IMAGES = 16
 # So far below the whole, the channels of a layer are uneven: a few of large range set the scale.
 _UNEVEN_DB = 6.0
 # Stands for no difference at all: float32 itself has some 150 dB.
@@ -182,7 +184,7 @@ class Session:
         shifts = correct_biases(module, means, self.few) if means else {}
         round_biases(module)
         report["bias_corrected"] = {layer_name(node): shift for node, shift in shifts.items()}
-        noise = noise_inside(self.floats, module, names, self.few)
+        noise = noise_inside(self.floats, module, names, self.few[:_NOISE_IMAGES])
         bits = [choice.bits.get(layer_name(node), 8) for node in plan.compute]
         report["quantized_layers"] = [{**row.to_dict(), "bits": b} for row, b in zip(noise, bits, strict=True)]
         report["in_float"] = [
