@@ -40,7 +40,7 @@ def output_means(module: GraphModule, nodes: Iterable[Node], batches: Iterable[n
         def run_node(self, n: Node) -> Any:
             result = super().run_node(n)
             if n in watched:
-                total = _over_channels(result).sum(0, dtype=torch.float64)
+                total = result.sum(_but_channels(result), dtype=torch.float64)
                 sums[n] = sums[n] + total if n in sums else total
                 counts[n] += result.numel() // total.numel()
             return result
@@ -73,7 +73,7 @@ def correct_biases(module: GraphModule, means: dict[Node, torch.Tensor], batch: 
                 return result
             bias = attribute(module, name)
             was = bias.detach().clone()
-            bias.data += (means[n] - _over_channels(result).mean(0, dtype=torch.float64)).to(torch.float32)
+            bias.data += (means[n] - result.mean(_but_channels(result), dtype=torch.float64)).to(torch.float32)
             bias.data = on_grid(bias.data, bias_scale(module, n))
             shift = bias.data - was
             shifts[n] = float(shift.abs().max())
@@ -122,8 +122,7 @@ def on_grid(bias: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     return (steps * scale.double()).to(bias.dtype)
 
 
-def _over_channels(value: torch.Tensor) -> torch.Tensor:
-    """The value as (images and positions, channels): channels are dimension 1, of a linear layer the last."""
-    if value.dim() <= 2:
-        return value.reshape(-1, value.shape[-1])
-    return value.movedim(1, -1).reshape(-1, value.shape[1])
+def _but_channels(value: torch.Tensor) -> list[int]:
+    """All dimensions but the channels, which are dimension 1, of a linear layer's output the last."""
+    channels = 1 if value.dim() > 2 else value.dim() - 1
+    return [dimension for dimension in range(value.dim()) if dimension != channels]

@@ -36,11 +36,14 @@ if TYPE_CHECKING:
     from edgekit.compress.quantize.static import Quantize
 
 # Means and noise are taken of so many images at most, and of fewer where one activation of all of them is larger than this.
-_FEW, _FEW_ELEMENTS = 128, 2**26
+_FEW, _FEW_ELEMENTS = 128, 2**25
 # The table of noise is of so many images at most.
 _NOISE_IMAGES = 16
 # So far below the whole, the channels of a layer are uneven: a few of large range set the scale.
 _UNEVEN_DB = 6.0
+# A batch whose largest activation stays in the cache: MobileNetV2 at 224 is calibrated three times as fast with 4 images at
+# a time as with 32.
+_CACHED_ELEMENTS = 2**22
 # Stands for no difference at all: float32 itself has some 150 dB.
 _EXACT_DB = 200.0
 # What the budget may choose from.
@@ -81,16 +84,17 @@ class Session:
             n for n in self.floats.graph.nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)
         ]
         largest = max(math.prod(shape_of(node)[1:]) for node in tensors)
+        self.batch_size = max(1, min(settings.batch_size, _CACHED_ELEMENTS // largest))
         count = max(8, min(_FEW, _FEW_ELEMENTS // largest))
-        needed = math.ceil(count / settings.batch_size)
+        needed = math.ceil(count / self.batch_size)
         self.few = np.concatenate(list(itertools.islice(self.batches(quiet=True), needed)))[:count]
 
     def batches(self, *, quiet: bool = False) -> Iterator[np.ndarray]:
         """The calibration images, a batch at a time. Drawn at random: many sets are stored class after class."""
         settings, train = self.settings, self.dataset.train
         chosen = np.random.default_rng(self.context.seed).permutation(len(train))[: settings.images]
-        for start in range(0, len(chosen), settings.batch_size):
-            part = np.sort(chosen[start : start + settings.batch_size])
+        for start in range(0, len(chosen), self.batch_size):
+            part = np.sort(chosen[start : start + self.batch_size])
             yield to_inputs(train.images(part), self.bundle.preprocessing)
             if not quiet:
                 self.context.progress(start + len(part), len(chosen), "calibrating")
@@ -172,7 +176,8 @@ class Session:
         plan = make_plan(module, choice.keep_float)
         parameters = self._parameters(module, plan)
         # The means are those of the images that correct: other images would put their own difference into the biases.
-        means = output_means(module, plan.compute, [self.few]) if settings.bias_correction else {}
+        parts = [self.few[i : i + self.batch_size] for i in range(0, len(self.few), self.batch_size)]
+        means = output_means(module, plan.compute, parts) if settings.bias_correction else {}
         insert(module, plan, parameters, choice.bits, per_channel=settings.granularity == "per-channel")
         names = [node.name for node in plan.compute]
         report: dict[str, Any] = {}

@@ -26,7 +26,7 @@ class Quantize(Step):
         iterations: Steps in which AdaRound learns the rounding of each layer.
         bias_correction: Give back through the biases what rounding shifts in each layer's mean output.
         images: How many training images to calibrate on.
-        batch_size: How many of them at a time; memory depends on this alone.
+        batch_size: How many of them at a time at most; fewer where activations are large. Memory depends on this alone.
         keep_float: Name patterns of layers that stay in float, for example ``[conv1,fc*]``.
         max_drop: Points of top-1 that may be lost on the validation split: the most sensitive layers go back to 8 bits,
             then to float, until the drop is within it.
