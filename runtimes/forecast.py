@@ -86,19 +86,11 @@ def _x86_tflite(flags: set[str], depthwise: float) -> Forecast:
 
 
 def _x86_ncnn(flags: set[str], depthwise: float) -> Forecast:
+    if not flags & {"avx512_vnni", "avx_vnni"}:
+        return Forecast("ncnn", "unknown", "not measured without VNNI")
     if depthwise > _MUCH_DEPTHWISE:
-        return Forecast(
-            "ncnn",
-            "slower",
-            f"{100 * depthwise:.0f} % of the MACs are depthwise: no gain there",
-        )
-    if flags & {"avx512_vnni", "avx_vnni"}:
-        return Forecast(
-            "ncnn",
-            "little",
-            "all but convolutions computes in float, converted each time",
-        )
-    return Forecast("ncnn", "unknown", "not measured without VNNI")
+        return Forecast("ncnn", "little", f"{100 * depthwise:.0f} % of the MACs are depthwise: no gain there")
+    return Forecast("ncnn", "little", "all but convolutions computes in float, converted each time")
 
 
 def _arm_onnxruntime(flags: set[str], depthwise: float) -> Forecast:
