@@ -18,6 +18,7 @@ from edgekit.export.run import export
 from edgekit.program import aten, export_program, trainable
 from edgekit.sources import onnx as source
 from edgekit.sources.load import load
+from edgekit.sources.onnx_network import RULES, OnnxNetwork
 from edgekit.testing import networks
 
 
@@ -163,7 +164,7 @@ def test_each_rule_against_onnx_runtime(case: str, tmp_path: Path) -> None:
 
 
 def test_a_bias_by_addition_becomes_a_bias() -> None:
-    network = source.OnnxNetwork(_model(*CASES["bias-by-add"], [1, 3, 12, 12]), "m")
+    network = OnnxNetwork(_model(*CASES["bias-by-add"], [1, 3, 12, 12]), "m")
     assert [node.op for node in network.nodes] == ["Conv"]
     assert network.layer(network.nodes[0]).bias is not None
 
@@ -202,6 +203,6 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
 
 def test_a_wrong_rule_is_found_at_the_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _written("plain", tmp_path)
-    monkeypatch.setitem(source.RULES, "Relu", lambda network, node, inputs: inputs[0])
+    monkeypatch.setitem(RULES, "Relu", lambda network, node, inputs: inputs[0])
     with pytest.raises(SourceError, match="brought over wrongly"):
         load(path)
