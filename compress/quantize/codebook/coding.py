@@ -31,7 +31,7 @@ def own_weights(module: GraphModule, keep: Sequence[str] = ()) -> list[tuple[Nod
     """
     found = []
     for node in module.graph.nodes:
-        weight = node.args[1] if RULES.get(node.target) is Role.COMPUTE else None
+        weight: Any = node.args[1] if RULES.get(node.target) is Role.COMPUTE else None
         own = isinstance(weight, Node) and weight.op == "get_attr" and len(weight.users) == 1
         if own and not any(fnmatch.fnmatch(layer_name(node), pattern) for pattern in keep):
             found.append((node, str(weight.target)))
