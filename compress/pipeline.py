@@ -70,6 +70,9 @@ def compress(
         state = _mix(state, step.to_dict())
         done = work / f"{position:02d}-{step.name}-{state[:16]}" if work else None
         bundle = _run(bundle, step, ordered[:position], context, done)
+        if done is not None and position + 1 < len(ordered):
+            # What a resumed command would go on from.
+            bundle = replace(Bundle.load(done / "bundle"), path=None)
     if dataset is not None:
         bundle = replace(bundle, data=dataset.name)
         bundle = _with_samples(bundle, dataset)
@@ -103,10 +106,9 @@ def _run(bundle: Bundle, step: Step, before: Sequence[Step], context: Context, f
         raise StepError(where + error.what, error.remedy) from error
     result = replace(result, steps=(*bundle.steps, {**step.to_dict(), "report": report}))
     if finished is not None:
-        result.save(finished)
+        result = replace(result.save(finished), path=None)
         if checkpoints is not None:
             shutil.rmtree(checkpoints, ignore_errors=True)
-        result = replace(Bundle.load(finished), path=None)
     return result
 
 

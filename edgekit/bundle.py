@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import platform
+import shutil
 import zipfile
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -29,6 +30,7 @@ import edgekit.program as programs
 from edgekit.data.preprocessing import Preprocessing
 from edgekit.errors import BundleError, DataError
 from edgekit.files import atomic_folder, sha256_file
+from edgekit.simulation import simulator
 
 if TYPE_CHECKING:
     from edgekit.data.dataset import Dataset
@@ -68,6 +70,7 @@ class Bundle:
         metrics: Measurements by name, each with the data it was measured on.
         samples: Real samples with expected outputs; None before any data was seen.
         path: The folder it was loaded from, if any.
+        written: A file that holds this very program already, with its SHA-256; saving copies it while it still does.
     """
 
     program: ExportedProgram
@@ -80,6 +83,7 @@ class Bundle:
     metrics: dict[str, Any] = field(default_factory=dict)
     samples: Samples | None = None
     path: Path | None = None
+    written: tuple[Path, str] | None = None
 
     def module(self) -> GraphModule:
         """A fresh trainable copy of the program (see :func:`edgekit.program.trainable`)."""
@@ -88,7 +92,7 @@ class Bundle:
     def with_module(self, module: GraphModule) -> Bundle:
         """This bundle with another program in place of its own; samples are forgotten, for they no longer hold."""
         program = programs.export_program(module, self.input_shape, origin="the edited program")
-        return replace(self, program=program, samples=None, path=None)
+        return replace(self, program=program, samples=None, path=None, written=None)
 
     @property
     def precision(self) -> str:
@@ -123,7 +127,7 @@ class Bundle:
         import torch
 
         with torch.no_grad():
-            outputs = self.module()(torch.from_numpy(inputs)).numpy()
+            outputs = simulator(self.module())(torch.from_numpy(inputs)).numpy()
         return replace(self, samples=Samples(inputs.astype(np.float32), outputs, labels.astype(np.int64)))
 
     def save(self, path: str | Path) -> Bundle:
@@ -133,7 +137,8 @@ class Bundle:
         """
         path = Path(path)
         with atomic_folder(path) as folder:
-            programs.save_pt2(self.program, folder / "program.pt2")
+            if not self._copied(folder / "program.pt2"):
+                programs.save_pt2(self.program, folder / "program.pt2")
             if self.samples is not None:
                 np.savez(folder / "samples.npz", **vars(self.samples))
                 _fix_times(folder / "samples.npz")
@@ -141,7 +146,14 @@ class Bundle:
             content = {"schema": SCHEMA, **self.describe(), "versions": versions(), "sha256": hashes}
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (folder / "bundle.json").write_text(text + "\n", encoding="utf-8")
-        return replace(self, path=path)
+        return replace(self, path=path, written=(path / "program.pt2", hashes["program.pt2"]))
+
+    def _copied(self, target: Path) -> bool:
+        """Copies the program's file instead of writing it anew, if the one that is known is still there and whole."""
+        if self.written is None or not self.written[0].is_file():
+            return False
+        shutil.copyfile(self.written[0], target)
+        return sha256_file(target) == self.written[1]
 
     def describe(self) -> dict[str, Any]:
         """The bundle without its tensors, as JSON values."""
@@ -172,7 +184,9 @@ class Bundle:
             )
 
     def _output_shape(self) -> list[int]:
-        return list(programs.shape_of(programs.output_node(self.module()))[1:])
+        (output,) = self.program.graph_signature.user_outputs
+        node = next(node for node in self.program.graph.nodes if node.name == output)
+        return list(programs.shape_of(node)[1:])
 
     @staticmethod
     def load(path: str | Path) -> Bundle:
@@ -213,6 +227,7 @@ class Bundle:
                 metrics=content["metrics"],
                 samples=samples,
                 path=path,
+                written=(path / "program.pt2", content["sha256"]["program.pt2"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(
@@ -231,7 +246,10 @@ def _fix_times(path: Path) -> None:
         members = [(name, source.read(name)) for name in source.namelist()]
     with zipfile.ZipFile(path, "w") as target:
         for name, content in members:
-            target.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
+            # Float images hardly shrink, and at the highest level not more.
+            target.writestr(
+                zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED, compresslevel=1
+            )
 
 
 def versions() -> dict[str, str]:

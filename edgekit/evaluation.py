@@ -125,9 +125,10 @@ def evaluate(
     import torch
 
     from edgekit.program import set_training
+    from edgekit.simulation import simulator
 
     if isinstance(module, torch.fx.GraphModule):
-        set_training(module, False)
+        module = simulator(set_training(module, False))
     else:
         module.eval()
     count = len(split) if limit is None else min(limit, len(split))

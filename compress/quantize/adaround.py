@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from edgekit.compress.quantize.rules import RULES, Role
 from edgekit.files import atomic_file
 from edgekit.program import attribute, layer_name, quantized, shape_of
+from edgekit.simulation import simulator
 
 # Equation 23: a sigmoid stretched beyond 0 and 1, so that both are reached.
 _STRETCH_LOW, _STRETCH_HIGH = -0.1, 1.1
@@ -183,9 +184,10 @@ def _values(module: GraphModule, name: str, images: np.ndarray) -> torch.Tensor:
             return result
 
     with torch.no_grad():
+        until = Until(simulator(module))
         for start in range(0, len(images), 2 * _BATCH):
             try:
-                Until(module).run(torch.from_numpy(images[start : start + 2 * _BATCH]))
+                until.run(torch.from_numpy(images[start : start + 2 * _BATCH]))
             except _ReachedError:
                 continue
     return torch.cat(parts)

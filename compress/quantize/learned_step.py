@@ -27,6 +27,37 @@ from edgekit.program import aten, attribute, duplicate, layer_name, node_values,
 _SMALLEST = 1e-9
 
 
+class _LearnedStepFunction(torch.autograd.Function):
+    """Equations 1 to 3 with one tensor saved: composed of torch's operators it takes over twice the time and memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, scale: torch.Tensor, low: int, high: int, gradient_scale: float
+    ) -> torch.Tensor:
+        spread = _along_channels(scale, x)
+        level = x / spread
+        ctx.save_for_backward(level, scale)
+        ctx.settings = low, high, gradient_scale
+        return level.clamp(low, high).round_().mul_(spread)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = gradients
+        level, scale = ctx.saved_tensors
+        low, high, gradient_scale = ctx.settings
+        clamped = level.clamp(low, high)
+        inside = clamped == level
+        # Equation 3: round(x / s) - x / s inside, the bound outside.
+        slope = clamped.round_().sub_(level * inside).mul_(gradient)
+        total = slope.flatten(1).sum(1) if scale.dim() else slope.sum()
+        return gradient * inside, total * gradient_scale, None, None, None
+
+
+def _along_channels(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A scale of each channel in dimension 0, to be multiplied with x; a single scale as it is."""
+    return scale.view(-1, *[1] * (x.dim() - 1)) if scale.dim() else scale
+
+
 class LearnedStep(nn.Module):
     """x' = s round(clamp(x / s, low, high)), with s learned.
 
@@ -45,13 +76,10 @@ class LearnedStep(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The quantized values, float32, of the shape of ``x``."""
-        scale = self.step()
-        scaled = scale * self.gradient_scale
-        scale = scaled + (scale - scaled).detach()
-        if scale.dim():
-            scale = scale.view(-1, *[1] * (x.dim() - 1))
-        level = torch.clamp(x / scale, self.low, self.high)
-        return (level + (torch.round(level) - level).detach()) * scale
+        quantized: torch.Tensor = _LearnedStepFunction.apply(  # type: ignore[no-untyped-call]
+            x, self.step(), self.low, self.high, self.gradient_scale
+        )
+        return quantized
 
     def step(self) -> torch.Tensor:
         """The step, positive."""

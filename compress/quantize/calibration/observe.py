@@ -43,19 +43,23 @@ def observe_ranges(
         def run_node(self, n: Node) -> Any:
             result = super().run_node(n)
             if n in watched:
-                low, high = (float(v) for v in torch.aminmax(result))
+                # In the order that it lies in memory: reductions over anything else are slow.
+                values = result if result.is_contiguous() else result.movedim(1, -1)
+                low, high = (float(v) for v in torch.aminmax(values))
                 if not (np.isfinite(low) and np.isfinite(high)):
                     raise StepError(
                         f"an activation of {layer_name(n)} is not finite ({low}, {high})",
                         "Check the weights and the preprocessing; nothing can be quantized from such values.",
                     )
-                observers.setdefault(plan.leader(n), make()).update(result)
+                observers.setdefault(plan.leader(n), make()).update(values)
             return result
 
     watcher = Watcher(module)
     with torch.no_grad():
         for batch in batches:
-            watcher.run(torch.from_numpy(batch))
+            x = torch.from_numpy(batch)
+            # Convolutions of small batches are faster so.
+            watcher.run(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
     return {leader: observer.range() for leader, observer in observers.items()}
 
 
