@@ -22,7 +22,7 @@ from edgekit.program import layer_name, node_values
 # SQNR that stands for "equal" where nothing differs, and the caps of what is compared.
 EQUAL_DB = 150.0
 # A layer diverges below this when there is no earlier proof to compare with.
-THRESHOLD_DB = {"float32": 40.0, "float16": 35.0, "int8": 6.0}
+THRESHOLD_DB = {"float32": 40.0, "float16": 35.0, "bfloat16": 35.0, "int16": 35.0, "int8": 6.0}
 # … and when it got this much worse than in its proof. Repeated runs of one file agree to the bit on one machine.
 DROP_DB = 6.0
 _UNLIKE_DB = 1.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from edgekit.bundle import Bundle
 
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 
 EXPORTERS: Mapping[str, str] = {
     "onnx": "edgekit.export.onnx:OnnxExporter",
@@ -38,7 +38,7 @@ class Lowered:
 
     Attributes:
         module: The program, runnable in PyTorch; its weights and scales are those of the file to be.
-        precision: ``float32``, ``float16`` or ``int8``.
+        precision: One of :data:`PRECISIONS`.
         input_shape: Shape of one input without the batch, in the bundle's layout.
         notes: What was rewritten for this format, and what the format can't keep.
     """
@@ -60,6 +60,10 @@ class Exporter(abc.ABC):
     name: ClassVar[str]
     runtime: ClassVar[str]
     """The runtime that proves the files."""
+    precisions: ClassVar[tuple[str, ...]]
+    """Those of :data:`PRECISIONS` that the format can store."""
+    activations: ClassVar[tuple[int, ...]]
+    """Bits of activations beside int8 weights that its runtime has kernels for; 32 is float."""
     suffix: ClassVar[str]
     """Of the file that is handed to the runtime."""
     input_layout: ClassVar[str]
@@ -103,14 +107,20 @@ def exporter_for(name: str) -> Exporter:
     return made
 
 
-def check_precision(bundle: Bundle, precision: str) -> None:
-    """Refuses a precision that the bundle can't honestly give.
+def check_precision(bundle: Bundle, precision: str, exporters: Iterable[Exporter] = ()) -> None:
+    """Refuses a precision that the bundle can't honestly give, or a format can't store.
 
     Raises:
-        ExportError: For int8 from a float bundle, or float from an int8 one.
+        ExportError: For int8 from a float bundle, float from an int8 one, and for a format without it.
     """
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
+    for exporter in exporters:
+        if precision not in exporter.precisions:
+            raise ExportError(
+                f"{exporter.name} files can't hold {precision} weights",
+                f"Choose --precision {' or '.join(exporter.precisions)} for it, or leave it out of --to.",
+            )
     if precision == "int8" and bundle.precision != "int8":
         raise ExportError(
             "the bundle holds float weights and no calibrated ranges, so there is no int8 to export",

@@ -6,14 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.export.lowering import pack_int4
+from edgekit.export.lowering import pack_bits
 
 METADATA_NAME = b"edgekit"
 INT4_MAX = 7
 
 
 def edit_model(
-    content: bytes, *, metadata: str = "", half_weights: bool = False, narrow_weights: bool = False
+    content: bytes,
+    *,
+    metadata: str = "",
+    half_weights: bool = False,
+    narrow_weights: bool = False,
+    wide_biases: bool = False,
 ) -> bytes:
     """Returns the model with edgekit's metadata in it, and its weights stored in fewer bits if asked.
 
@@ -23,6 +28,8 @@ def edit_model(
         half_weights: Store float32 constants as float16 with a DEQUANTIZE before their use, as TFLite's "float16
             quantization" does; XNNPACK unpacks them when the file is loaded.
         narrow_weights: Store int8 weights whose values fit into 4 bits as int4.
+        wide_biases: Store int32 biases as int64, which kernels for int16 activations want: with the int32 that litert-torch
+            0.10 writes they compute something else without a word.
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
@@ -34,6 +41,9 @@ def edit_model(
     if narrow_weights:
         for graph in model.subgraphs:
             _store_int4(schema, model, graph)
+    if wide_biases:
+        for graph in model.subgraphs:
+            _widen_biases(schema, model, graph)
     if metadata:
         buffer = schema.BufferT()
         buffer.data = np.frombuffer(metadata.encode("utf-8"), np.uint8)
@@ -70,10 +80,7 @@ def _store_half(schema: Any, model: Any, graph: Any) -> None:
         operator.builtinOptions = schema.DequantizeOptionsT()
         inserted.append(operator)
     graph.operators = inserted + list(graph.operators)
-    used = {t.buffer for g in model.subgraphs for t in g.tensors} | {item.buffer for item in model.metadata or []}
-    for index, buffer in enumerate(model.buffers):
-        if index not in used:
-            buffer.data = None
+    _drop_unused_buffers(model)
 
 
 def _store_int4(schema: Any, model: Any, graph: Any) -> None:
@@ -95,8 +102,36 @@ def _store_int4(schema: Any, model: Any, graph: Any) -> None:
         if np.abs(values.astype(np.int16)).max(initial=0) > INT4_MAX:
             continue
         tensor.type = schema.TensorType.INT4
-        model.buffers[tensor.buffer].data = pack_int4(values)
+        model.buffers[tensor.buffer].data = pack_bits(values, 4)
         code.version = max(code.version, since[code.builtinCode])
+
+
+def _widen_biases(schema: Any, model: Any, graph: Any) -> None:
+    weighted = (
+        schema.BuiltinOperator.CONV_2D,
+        schema.BuiltinOperator.DEPTHWISE_CONV_2D,
+        schema.BuiltinOperator.FULLY_CONNECTED,
+    )
+    for operator in graph.operators:
+        if model.operatorCodes[operator.opcodeIndex].builtinCode not in weighted or len(operator.inputs) < 3:
+            continue
+        tensor = graph.tensors[operator.inputs[2]] if operator.inputs[2] >= 0 else None
+        if tensor is None or tensor.type != schema.TensorType.INT32:
+            continue
+        values = np.frombuffer(bytes(bytearray(model.buffers[tensor.buffer].data)), np.int32)
+        # A buffer of its own: the old one may be shared.
+        wide = schema.BufferT()
+        wide.data = np.frombuffer(values.astype(np.int64).tobytes(), np.uint8)
+        model.buffers.append(wide)
+        tensor.type, tensor.buffer = schema.TensorType.INT64, len(model.buffers) - 1
+    _drop_unused_buffers(model)
+
+
+def _drop_unused_buffers(model: Any) -> None:
+    used = {t.buffer for g in model.subgraphs for t in g.tensors} | {item.buffer for item in model.metadata or []}
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
 
 
 def _operator_code(schema: Any, model: Any, builtin: int) -> int:

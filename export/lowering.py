@@ -14,6 +14,8 @@ from edgekit.program import aten, attribute, layer_name, quantized, set_attribut
 
 Q, DQ = quantized.quantize_per_tensor.default, quantized.dequantize_per_tensor.default
 DQ_CHANNEL = quantized.dequantize_per_channel.default
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_FORMATS_OF = {8: "any format", 16: "TFLite", 32: "ONNX"}
 
 
 def deployed(bundle: Bundle) -> GraphModule:
@@ -25,10 +27,10 @@ def deployed(bundle: Bundle) -> GraphModule:
     return module
 
 
-def round_weights_to_half(module: GraphModule) -> None:
-    """Rounds every float32 weight to float16 and back, in place: what a file with half-precision storage computes."""
+def round_weights(module: GraphModule, precision: str) -> None:
+    """Rounds every float32 weight to a half precision and back, in place: what a file that stores it so computes."""
     for parameter in module.parameters():
-        parameter.data = parameter.data.to(torch.float16).to(torch.float32)
+        parameter.data = parameter.data.to(HALVES[precision]).to(torch.float32)
 
 
 def expand_weights(module: GraphModule) -> None:
@@ -97,18 +99,42 @@ def refuse_few_levels(module: GraphModule, runtime: str) -> None:
             )
 
 
-def pack_int4(values: np.ndarray) -> np.ndarray:
-    """Two values to a byte, the first in the low half, as ONNX and TFLite have it.
+def activation_bits(module: GraphModule) -> int:
+    """How activations of a quantized program are held: 8, 16, or 32 where its weights alone are integers."""
+    types = {node.args[5] for node in module.graph.nodes if node.target is Q}
+    return 16 if torch.int16 in types else 8 if types else 32
+
+
+def refuse_other_activations(module: GraphModule, runtime: str, allowed: tuple[int, ...]) -> None:
+    """Refuses a quantized program whose activations have a width that a format has no kernels for.
+
+    Raises:
+        UnsupportedOperatorError: With the formats that have.
+    """
+    bits = activation_bits(module)
+    if bits in allowed:
+        return
+    what = "16-bit activations" if bits == 16 else "quantized weights with float activations"
+    raise UnsupportedOperatorError(
+        f"{runtime} has no kernels for {what}, so that file would compute something else",
+        f"Export it to {_FORMATS_OF[bits]}, or quantize with activation_bits=8.",
+    )
+
+
+def pack_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Two values of 4 bits or four of 2 to a byte, the first in the lowest bits, as ONNX and TFLite have it.
 
     Args:
-        values: Integers in [-8, 7], any shape.
+        values: Integers of so many bits, signed or not, any shape.
+        bits: 4 or 2.
 
     Returns:
-        uint8, shape (ceil(size / 2),).
+        uint8, shape (ceil(size * bits / 8),).
     """
-    flat = values.reshape(-1).astype(np.int8)
-    padded = np.append(flat, np.int8(0)) if len(flat) % 2 else flat
-    return ((padded[0::2] & 0xF) | ((padded[1::2] & 0xF) << 4)).astype(np.uint8)
+    each = 8 // bits
+    flat = values.reshape(-1).astype(np.uint8) & np.uint8(2**bits - 1)
+    padded = np.append(flat, np.zeros(-len(flat) % each, np.uint8)).reshape(-1, each)
+    return np.bitwise_or.reduce(padded << (bits * np.arange(each, dtype=np.uint8)), axis=1).astype(np.uint8)
 
 
 def strip_quantization(module: GraphModule) -> dict[str, tuple[float, int]]:

@@ -20,7 +20,8 @@ from edgekit.export.lowering import (
     dequantized_weight,
     narrow_weights,
     refuse_few_levels,
-    round_weights_to_half,
+    refuse_other_activations,
+    round_weights,
     strip_quantization,
     weight_nodes,
 )
@@ -45,6 +46,8 @@ class NcnnExporter(Exporter):
     """Writes ``.ncnn.param``, ``.ncnn.bin`` and ``.ncnn.json`` (metadata), proved in ncnn."""
 
     name: ClassVar[str] = "ncnn"
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "float16", "int8")
+    activations: ClassVar[tuple[int, ...]] = (8,)
     runtime: ClassVar[str] = "ncnn"
     suffix: ClassVar[str] = ".ncnn.param"
     input_layout: ClassVar[str] = "NCHW"
@@ -56,11 +59,12 @@ class NcnnExporter(Exporter):
         if bundle.weights == "codes":
             notes.append("ncnn has no shared weights: the file holds each as a float, and is no smaller")
         if precision == "float16":
-            round_weights_to_half(module)
+            round_weights(module, precision)
             notes.append("weights are stored in float16; the CPU computes in float32 unless it has float16 arithmetic")
         if strided_slice_to_pool(module):
             notes.append("strided slices are written as max pooling of kernel 1: exact")
         if precision == "int8":
+            refuse_other_activations(module, "ncnn", self.activations)
             in_float = [node for node in weight_nodes(module) if _is_grouped(node)]
             _to_symmetric(module, in_float)
             notes += [

@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from edgekit.compress.quantize.scheme import FLOAT_BITS
 from edgekit.errors import ExportError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
-from edgekit.export.lowering import deployed, narrow_weights, pack_int4, round_weights_to_half
+from edgekit.export.lowering import (
+    HALVES,
+    activation_bits,
+    deployed,
+    narrow_weights,
+    pack_bits,
+    refuse_other_activations,
+    round_weights,
+)
 from edgekit.files import atomic_file
 from edgekit.program import export_program, layer_name, quiet
 
@@ -24,12 +33,14 @@ if TYPE_CHECKING:
 # onnx 1.23 writes IR version 14 by default, ONNX Runtime 1.31 reads 13 at most; 10 is read since 1.18 (2024), so by phones.
 IR_VERSION = 10
 OPSET = 20
-# Since 21 there are int4 tensors.
-OPSET_INT4 = 21
-INT4_MAX = 7
+# Since these there are tensors of so many bits.
+OPSETS = {4: 21, 2: 25}
+# MatMulNBits takes the columns of a weight in blocks of a power of two, 16 at least.
+BLOCK = 32
 # Distinct values that one byte can tell apart.
 CODES = 256
 INPUT, OUTPUT = "input", "output"
+INT4_MAX = 7
 # torch.onnx writes where each node came from into the file: as large as a small network's weights.
 _INT32 = np.iinfo(np.int32)
 
@@ -38,6 +49,8 @@ class OnnxExporter(Exporter):
     """Writes ``.onnx`` with a free batch dimension, proved in ONNX Runtime."""
 
     name: ClassVar[str] = "onnx"
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "float16", "bfloat16", "int8")
+    activations: ClassVar[tuple[int, ...]] = (8, FLOAT_BITS)
     runtime: ClassVar[str] = "onnxruntime"
     suffix: ClassVar[str] = ".onnx"
     input_layout: ClassVar[str] = "NCHW"
@@ -45,17 +58,21 @@ class OnnxExporter(Exporter):
     def lower(self, bundle: Bundle, precision: str) -> Lowered:
         module = deployed(bundle)
         notes: tuple[str, ...] = ()
-        if precision == "float16":
-            round_weights_to_half(module)
-            notes = ("weights are stored in float16; ONNX Runtime's CPU provider computes in float32",)
+        if precision in HALVES:
+            round_weights(module, precision)
+            notes = (f"weights are stored in {precision}; ONNX Runtime's CPU provider computes in float32",)
         if precision == "float32" and bundle.weights == "codes":
             notes = ("shared weights are stored as byte codes and a table; ONNX Runtime looks them up when it loads",)
         if precision == "int8":
+            refuse_other_activations(module, "ONNX Runtime", self.activations)
+        if precision == "int8" and activation_bits(module) == FLOAT_BITS:
+            notes = ("weights alone are integers: ONNX Runtime computes in float32, no faster than a float file",)
+        elif precision == "int8":
             notes = ("activations are written as uint8 (zero point + 128): the same values, faster on x86",)
-            if narrow_weights(module):
-                notes += (
-                    "weights of up to 4 bits are stored as int4; ONNX Runtime unpacks them to int8 when it loads",
-                )
+        if precision == "int8" and narrow_weights(module):
+            notes += (
+                "weights of up to 4 bits are stored as int4, of 2 bits as int2; ONNX Runtime unpacks them when it loads",
+            )
         return Lowered(module, precision, bundle.input_shape, notes)
 
     def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:
@@ -63,9 +80,12 @@ class OnnxExporter(Exporter):
         if lowered.precision == "int8":
             activations_to_uint8(model)
             biases_to_int32(model)
-            weights_to_int4(model)
-        if lowered.precision == "float16":
-            weights_to_half(model)
+            if activation_bits(lowered.module) == FLOAT_BITS:
+                linear_to_matmul_nbits(model)
+                dequantize_to_product(model)
+            weights_to_few_bits(model)
+        if lowered.precision in HALVES:
+            weights_to_half(model, lowered.precision)
         if lowered.precision == "float32":
             weights_to_codes(model)
         model.metadata_props.add(key="edgekit", value=json.dumps(metadata))
@@ -210,23 +230,96 @@ def biases_to_int32(model: onnx.ModelProto) -> None:
     _drop_unused(model)
 
 
-def weights_to_int4(model: onnx.ModelProto) -> int:
-    """Stores int8 weights whose values fit into 4 bits as int4 with a cast behind them; returns how many.
+def linear_to_matmul_nbits(model: onnx.ModelProto) -> int:
+    """Turns linear layers with int4 weights and float inputs into ONNX Runtime's MatMulNBits; returns how many.
+
+    It keeps the weights packed in memory, too. Only where the columns come in whole blocks; all blocks of a row have the
+    scale of its channel.
+    """
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    producer = {name: node for node in model.graph.node for name in node.output}
+    made = 0
+    for node in list(model.graph.node):
+        weight = producer.get(node.input[1]) if node.op_type == "Gemm" else None
+        if weight is None or weight.op_type != "DequantizeLinear" or weight.input[0] not in constants:
+            continue
+        values = numpy_helper.to_array(constants[weight.input[0]])
+        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        plain = {"transA": 0, "transB": 1, "alpha": 1.0, "beta": 1.0}.items() >= settings.items()
+        rows, columns = values.shape
+        if (
+            not (plain and settings.get("transB"))
+            or columns % BLOCK
+            or np.abs(values.astype(np.int16)).max(initial=0) > INT4_MAX
+        ):
+            continue
+        packed = pack_bits(values + np.int8(8), 4).reshape(rows, columns // BLOCK, BLOCK // 2)
+        scales = numpy_helper.to_array(constants[weight.input[1]]).reshape(rows, 1)
+        name = weight.input[0]
+        model.graph.initializer.append(numpy_helper.from_array(packed, f"{name}_packed"))
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.repeat(scales, columns // BLOCK, 1).astype(np.float32), f"{name}_block_scales")
+        )
+        inputs = [node.input[0], f"{name}_packed", f"{name}_block_scales", "", "", *node.input[2:]]
+        replacement = helper.make_node(
+            "MatMulNBits", inputs, list(node.output), name=node.name, domain="com.microsoft", K=columns, N=rows, bits=4,
+            block_size=BLOCK,
+        )  # fmt: skip
+        position = list(model.graph.node).index(node)
+        model.graph.node.remove(node)
+        model.graph.node.insert(position, replacement)
+        model.graph.node.remove(weight)
+        made += 1
+    if made:
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    _drop_unused(model)
+    return made
+
+
+def dequantize_to_product(model: onnx.ModelProto) -> None:
+    """Writes the dequantization of constants as a cast and a product: these ONNX Runtime folds when it loads the file.
+
+    It keeps DequantizeLinear for its integer kernels, and would unpack such a weight anew in each run.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in list(model.graph.node):
+        if node.op_type != "DequantizeLinear" or node.input[0] not in constants:
+            continue
+        rank = len(constants[node.input[0]].dims)
+        scale = numpy_helper.to_array(constants[node.input[1]])
+        spread, wide = f"{node.output[0]}_scale", f"{node.output[0]}_float"
+        model.graph.initializer.append(numpy_helper.from_array(scale.reshape(-1, *[1] * (rank - 1)), spread))
+        position = list(model.graph.node).index(node)
+        model.graph.node.remove(node)
+        model.graph.node.insert(position, helper.make_node("Mul", [wide, spread], list(node.output)))
+        model.graph.node.insert(position, helper.make_node("Cast", [node.input[0]], [wide], to=TensorProto.FLOAT))
+    _drop_unused(model)
+
+
+def weights_to_few_bits(model: onnx.ModelProto) -> int:
+    """Stores int8 weights whose values fit into 4 or 2 bits as such with a cast behind them; returns how many.
 
     ONNX Runtime folds the cast when it loads the file, so its int8 kernels compute as with the unpacked weights.
     """
     from onnx import TensorProto, helper, numpy_helper
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    weights = [n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
-    casts = []
-    for name in dict.fromkeys(weights):
+    readers = [n for n in model.graph.node if n.op_type in ("DequantizeLinear", "Cast") and n.input[0] in constants]
+    casts, opset = [], 0
+    for name in dict.fromkeys(node.input[0] for node in readers):
         values = numpy_helper.to_array(constants[name])
-        if values.dtype != np.int8 or values.ndim < 2 or np.abs(values.astype(np.int16)).max(initial=0) > INT4_MAX:
+        largest = np.abs(values.astype(np.int16)).max(initial=0) if values.dtype == np.int8 else INT4_MAX + 1
+        if values.ndim < 2 or largest > INT4_MAX:
             continue
+        bits, kind = (2, TensorProto.INT2) if largest <= 1 else (4, TensorProto.INT4)
         packed = helper.make_tensor(
-            f"{name}_int4", TensorProto.INT4, values.shape, pack_int4(values).tobytes(), raw=True
+            f"{name}_int{bits}", kind, values.shape, pack_bits(values, bits).tobytes(), raw=True
         )
+        opset = max(opset, OPSETS[bits])
         casts.append(helper.make_node("Cast", [packed.name], [name], to=TensorProto.INT8))
         model.graph.initializer.remove(constants[name])
         model.graph.initializer.append(packed)
@@ -234,7 +327,7 @@ def weights_to_int4(model: onnx.ModelProto) -> int:
         model.graph.node.insert(0, cast)
     if casts:
         for used in model.opset_import:
-            used.version = max(used.version, OPSET_INT4) if used.domain in ("", "ai.onnx") else used.version
+            used.version = max(used.version, opset) if used.domain in ("", "ai.onnx") else used.version
     return len(casts)
 
 
@@ -264,8 +357,8 @@ def weights_to_codes(model: onnx.ModelProto) -> int:
     return len(nodes) // 2
 
 
-def weights_to_half(model: onnx.ModelProto) -> None:
-    """Stores float32 weights as float16 with a cast behind them, which ONNX Runtime folds when it loads the file."""
+def weights_to_half(model: onnx.ModelProto, precision: str) -> None:
+    """Stores float32 weights in half precision with a cast behind them, which ONNX Runtime folds when it loads the file."""
     from onnx import TensorProto, helper, numpy_helper
 
     casts = []
@@ -273,7 +366,9 @@ def weights_to_half(model: onnx.ModelProto) -> None:
         array = numpy_helper.to_array(tensor)
         if array.dtype != np.float32 or array.ndim == 0:
             continue
-        half = numpy_helper.from_array(array.astype(np.float16), f"{tensor.name}_half")
+        stored = torch.from_numpy(array.copy()).to(HALVES[precision]).view(torch.int16).numpy().tobytes()
+        kind = TensorProto.DataType.Value(precision.upper())
+        half = helper.make_tensor(f"{tensor.name}_half", kind, array.shape, stored, raw=True)
         casts.append(helper.make_node("Cast", [half.name], [tensor.name], to=TensorProto.FLOAT))
         model.graph.initializer.remove(tensor)
         model.graph.initializer.append(half)

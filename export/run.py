@@ -28,7 +28,7 @@ from edgekit.errors import BundleError, ExecutionError, ParityError, UsageError
 from edgekit.evaluation import Evaluation, evaluate, paired_difference
 from edgekit.export.bisect import LayerMatch, first_divergence, match_layers
 from edgekit.export.exporter import EXPORTERS, Exporter, Lowered, check_precision, exporter_for
-from edgekit.export.lowering import DQ, weight_nodes
+from edgekit.export.lowering import DQ, activation_bits, weight_nodes
 from edgekit.export.parity import TOLERANCES, compare, violations
 from edgekit.files import disk_errors, sha256_file, write_json
 from edgekit.program import output_node
@@ -91,7 +91,7 @@ def export(
     Args:
         bundle: What to export.
         formats: ``onnx``, ``tflite``, ``ncnn``, one or several.
-        precision: ``float32``, ``float16`` or ``int8``; what the bundle holds if None.
+        precision: ``float32``, ``float16``, ``bfloat16`` or ``int8``; what the bundle holds if None.
         data: The data set, or its reference, whose test split the files are proved on; the bundle's own if None, and
             its few samples if it has seen no data.
         output: Where to write; ``exports`` in the bundle's folder if None.
@@ -118,7 +118,7 @@ def export(
         raise UsageError("no format is given", f"Choose from {', '.join(EXPORTERS)}.")
     exporters = [exporter_for(one) for one in chosen]
     precision = precision or bundle.precision
-    check_precision(bundle, precision)
+    check_precision(bundle, precision, exporters)
     if output is None and bundle.path is None:
         raise UsageError("the bundle lies in no folder, so there is no place for its files", "Give an output folder.")
     folder = Path(output) if output is not None else Path(str(bundle.path)) / "exports"
@@ -225,11 +225,11 @@ def _prove(
         ) from error
     simulated = evaluate(lowered.module, proof.split, bundle.preprocessing, progress=progress)
     agreement = compare(simulated.logits, deployed.logits, step=_output_step(lowered))
-    tolerance = TOLERANCES[precision]
+    tolerance = TOLERANCES[_kind(lowered)]
     found = violations(agreement, tolerance, float(np.abs(simulated.logits).max(initial=0.0)))
     layers, facts = _layers(lowered, path, exporter.runtime, proof.samples, target)
     if found:
-        first = first_divergence(layers, precision)
+        first = first_divergence(layers, _kind(lowered))
         where = f"the first layer that differs is {first.layer}" if first else "no single layer stands out"
         raise ParityError(
             f"{path.name} does not compute what the program does: {'; '.join(found)}; {where}",
@@ -261,6 +261,13 @@ def _prove(
         "runtime_facts": facts,
         "versions": versions(),
     }
+
+
+def _kind(lowered: Lowered) -> str:
+    """The row of tolerances: the precision, but where activations are not int8."""
+    if lowered.precision != "int8":
+        return lowered.precision
+    return {8: "int8", 16: "int16", 32: "float32"}[activation_bits(lowered.module)]
 
 
 def _output_step(lowered: Lowered) -> float | None:
@@ -378,12 +385,12 @@ def _verify_one(path: Path, bundle: Bundle, target: Target) -> dict[str, Any]:
     try:
         deployed = evaluate_file(path, exporter.runtime, target, split, None)
         agreement = compare(simulated.logits, deployed.logits, step=_output_step(lowered))
-        found = violations(agreement, TOLERANCES[precision], float(np.abs(simulated.logits).max(initial=0.0)))
+        found = violations(agreement, TOLERANCES[_kind(lowered)], float(np.abs(simulated.logits).max(initial=0.0)))
         layers, _ = _layers(lowered, path, exporter.runtime, samples[:LAYER_SAMPLES], target)
     except ExecutionError as error:
         found, layers = [f"{exporter.runtime} can't run it: {error.what}"], []
     if changed or found:
-        first = first_divergence(layers, precision, record["layers"])
+        first = first_divergence(layers, _kind(lowered), record["layers"])
         where = f"; the first layer that differs is {first.layer}" if first else ""
         if layers and not first:
             where = "; no layer differs by more than rounding"

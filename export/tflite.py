@@ -15,12 +15,14 @@ from edgekit.errors import ExportError, MissingDependencyError, UnsupportedOpera
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.flatbuffer import edit_model
 from edgekit.export.lowering import (
+    activation_bits,
     deployed,
     expand_weights,
     narrow_weights,
     one_reader_each,
     refuse_few_levels,
-    round_weights_to_half,
+    refuse_other_activations,
+    round_weights,
 )
 from edgekit.files import atomic_file
 from edgekit.program import duplicate, export_program, layer_name, save_pt2
@@ -38,6 +40,8 @@ class TfliteExporter(Exporter):
     """Writes ``.tflite`` with NHWC input and batch 1, proved in LiteRT."""
 
     name: ClassVar[str] = "tflite"
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "float16", "int8")
+    activations: ClassVar[tuple[int, ...]] = (8, 16)
     runtime: ClassVar[str] = "tflite"
     suffix: ClassVar[str] = ".tflite"
     input_layout: ClassVar[str] = "NHWC"
@@ -53,10 +57,16 @@ class TfliteExporter(Exporter):
         if bundle.weights == "codes":
             notes.append("TFLite has no shared weights: the file holds each as a float, and is no smaller")
         if precision == "float16":
-            round_weights_to_half(module)
+            round_weights(module, precision)
             notes.append("weights are stored in float16; XNNPACK computes in float32 on x86")
         if precision == "int8":
-            notes.append("input and output are int8, with the scales that the bundle gives them")
+            refuse_other_activations(module, "TFLite", self.activations)
+            bits = activation_bits(module)
+            notes.append(f"input and output are int{bits}, with the scales that the bundle gives them")
+            if bits == 16:
+                notes.append(
+                    "XNNPACK has no kernels for int16 activations: TFLite's own compute them, more slowly than int8"
+                )
             if narrow_weights(module):
                 notes.append(
                     "weights of up to 4 bits are stored as int4: XNNPACK has no such convolutions, TFLite's own kernels "
@@ -76,6 +86,7 @@ class TfliteExporter(Exporter):
             metadata=json.dumps(metadata),
             half_weights=lowered.precision == "float16",
             narrow_weights=lowered.precision == "int8" and bool(narrow_weights(module)),
+            wide_biases=lowered.precision == "int8" and activation_bits(module) == 16,
         )
         with atomic_file(path) as partial:
             partial.write_bytes(content)

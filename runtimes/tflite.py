@@ -104,7 +104,7 @@ class TfliteSession(Session):
         for operator in operators:
             if operator["op_name"] in _WEIGHTED:
                 x, weight = (details[int(index)] for index in operator["inputs"][:2])
-                if np.dtype(x["dtype"]) == np.int8:
+                if np.dtype(x["dtype"]) in (np.int8, np.int16):
                     found.append(int(np.prod(weight["shape"])))
         return found
 

@@ -4,6 +4,9 @@ Esser et al., "Learned Step Size Quantization", ICLR 2020: equations 1 and 2 for
 rounding, autograd gives exactly it), with the gradient scale of section 2.2. Weights are quantized before batch norm, each
 output channel with a step of its own; folding the batch norm then only multiplies the steps, so that what was trained is
 what is deployed: s' = s |g| / sqrt(v + e), and channels of negative g change their sign.
+
+Weights of one bit are +s and -s, with s learned (Faraone et al., "SYQ: Learning Symmetric Quantization for Efficient Deep
+Neural Networks", CVPR 2018, section 3): one for each output channel, for integer kernels fold no finer scale.
 """
 
 from __future__ import annotations
@@ -81,9 +84,55 @@ class LearnedStep(nn.Module):
         )
         return quantized
 
+    def levels(self, x: torch.Tensor) -> torch.Tensor:
+        """The integers that ``x`` is rounded to, as float32."""
+        return torch.round(torch.clamp(x / _along_channels(self.step(), x), self.low, self.high))
+
     def step(self) -> torch.Tensor:
         """The step, positive."""
         return self.scale.abs().clamp_min(_SMALLEST)
+
+
+class _LearnedSignFunction(torch.autograd.Function):
+    """The sign passes gradients straight through where |x| <= 1 (Hubara et al., NeurIPS 2016, equation 4)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, gradient_scale: float) -> torch.Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.gradient_scale = gradient_scale
+        return _sign(x) * _along_channels(scale, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = gradients
+        x, _ = ctx.saved_tensors
+        total = (gradient * _sign(x)).flatten(1).sum(1)
+        return gradient * (x.abs() <= 1), total * ctx.gradient_scale, None
+
+
+def _sign(x: torch.Tensor) -> torch.Tensor:
+    """+1 and -1; 0 is +1, for there is no third level."""
+    return torch.where(x < 0, -1.0, 1.0)
+
+
+class LearnedSign(LearnedStep):
+    """x' = s sign(x), with s learned for each output channel; it begins with the mean magnitude.
+
+    Args:
+        weight: The weight, shape (channels, …).
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__(weight.abs().flatten(1).mean(1).clamp_min(_SMALLEST), -1, 1, weight[0].numel())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The quantized values, float32, of the shape of ``x``."""
+        signs: torch.Tensor = _LearnedSignFunction.apply(x, self.step(), self.gradient_scale)  # type: ignore[no-untyped-call]
+        return signs
+
+    def levels(self, x: torch.Tensor) -> torch.Tensor:
+        """The signs."""
+        return _sign(x)
 
 
 @dataclass
@@ -127,7 +176,7 @@ def prepare(
         layer = nodes[node.name]
         weight = attribute(module, str(layer.args[1].target)).detach()  # type: ignore[union-attr]
         bits = weight_bits[node.name]
-        made = LearnedStep(weight_scales(weight, bits), -weight_max(bits), weight_max(bits), weight[0].numel())
+        made = _weight_quantizer(weight, bits)
         found.weights[node.name] = _add(module, f"quantizer_weight_{node.name}", made)
         with module.graph.inserting_before(layer):
             layer.update_arg(1, module.graph.call_module(found.weights[node.name], (layer.args[1],)))
@@ -154,6 +203,12 @@ def prepare(
     module.graph.lint()
     module.recompile()
     return found
+
+
+def _weight_quantizer(weight: torch.Tensor, bits: int) -> LearnedStep:
+    if bits == 1:
+        return LearnedSign(weight)
+    return LearnedStep(weight_scales(weight, bits), -weight_max(bits), weight_max(bits), weight[0].numel())
 
 
 def _add_input(
@@ -199,7 +254,7 @@ def convert(module: GraphModule, trained: GraphModule, found: Quantizers, keep_f
         weight = attribute(module, str(nodes[name].args[1].target)).detach()  # type: ignore[union-attr]
         step = quantizer.step().detach()
         spread = step.view(-1, *[1] * (weight.dim() - 1))
-        integers[name] = torch.round(torch.clamp(weight / spread, quantizer.low, quantizer.high))
+        integers[name] = quantizer.levels(weight)
         steps[name] = step
         # Exactly representable, so that folding multiplies nothing but the step.
         attribute(module, str(nodes[name].args[1].target)).data = integers[name] * spread  # type: ignore[union-attr]

@@ -141,13 +141,12 @@ def insert(
         step = parameters[plan.leader(source)].scale if source in plan.values else None  # type: ignore[index]
         _quantize_weight_of(module, node, (bits or {}).get(layer_name(node), 8), per_channel, step, known)
     for node in plan.values:
-        found = parameters[plan.leader(node)]
-        bounds = (found.scale, found.zero_point, -128, 127, torch.int8)
+        bounds = parameters[plan.leader(node)].bounds
         with graph.inserting_after(node):
             q = graph.call_function(quantized.quantize_per_tensor.default, (node, *bounds))
         with graph.inserting_after(q):
             dq = graph.call_function(quantized.dequantize_per_tensor.default, (q, *bounds))
-        q.meta["val"] = node.meta["val"].to(torch.int8)
+        q.meta["val"] = node.meta["val"].to(bounds[-1])
         dq.meta["val"] = node.meta["val"]
         for added in (q, dq):
             added.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})

@@ -28,7 +28,8 @@ class QuantizationAwareTraining(Step):
     The first and the last layer keep ``edge_bits``; residual sums and what only they read keep 8.
 
     Attributes:
-        weight_bits: Of every weight but the first and last layer's, 2 to 8.
+        weight_bits: Of every weight but the first and last layer's, 1 to 8; with 1 it is a sign and a scale for each output
+            channel (SYQ).
         activation_bits: Of what these layers read, 2 to 8. Below 8 it is a clamp and an int8 grid of few levels: CPUs gain
             no speed from it, and of the formats only ONNX computes it as it was trained.
         edge_bits: Of the first and the last layer, weights and activations.
@@ -46,7 +47,7 @@ class QuantizationAwareTraining(Step):
 
     name: ClassVar[str] = "qat"
     summary: ClassVar[str] = "train on with quantized weights and activations, their steps learned (LSQ)"
-    source: ClassVar[str] = "Esser et al., 'Learned Step Size Quantization', ICLR 2020"
+    source: ClassVar[str] = "Esser et al., 'Learned Step Size Quantization', ICLR 2020; 1 bit: SYQ, CVPR 2018"
     example: ClassVar[str] = "weight_bits=3,activation_bits=4,epochs=1,images=64"
 
     weight_bits: int = 4
@@ -64,9 +65,9 @@ class QuantizationAwareTraining(Step):
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("weight_bits", "activation_bits", "edge_bits"):
-            if not 2 <= getattr(self, name) <= 8:
-                raise ValueError(f"{name} must be 2 to 8, not {getattr(self, name)}")
+        for name, least in (("weight_bits", 1), ("activation_bits", 2), ("edge_bits", 2)):
+            if not least <= getattr(self, name) <= 8:
+                raise ValueError(f"{name} must be {least} to 8, not {getattr(self, name)}")
         if self.epochs < 1 or self.images < 1:
             raise ValueError(f"epochs and images must be at least 1, not {self.epochs} and {self.images}")
         if not 0 <= self.distill <= 1:

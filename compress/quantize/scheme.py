@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 
 ACTIVATION_MIN, ACTIVATION_MAX = -128, 127
+_INT16_MAX = 32767
+# Activations of so many bits are float32: weights alone are integers.
+FLOAT_BITS = 32
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 # Below this a scale can't be inverted in float32 without overflow.
 _SMALLEST_SCALE = 1e-12
@@ -22,20 +25,31 @@ _CLIPS = torch.arange(1.0, 0.29, -0.01, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class AffineParameters:
-    """Scale and zero point of one activation tensor, for int8."""
+    """Scale and zero point of one activation tensor, for int8, or for int16 where the zero point is 0."""
 
     scale: float
     zero_point: int
+    bits: int = 8
+
+    @property
+    def bounds(self) -> tuple[float, int, int, int, torch.dtype]:
+        """The arguments of a program's quantize and dequantize operators behind the tensor."""
+        top = 2 ** (self.bits - 1)
+        return self.scale, self.zero_point, -top, top - 1, torch.int8 if self.bits == 8 else torch.int16
 
 
-def affine_parameters(low: float, high: float, *, symmetric: bool = False) -> AffineParameters:
+def affine_parameters(low: float, high: float, *, symmetric: bool = False, bits: int = 8) -> AffineParameters:
     """Parameters for values in [low, high]; the range is widened to hold 0, which must be exact (it is the padding).
 
     Args:
         low: Smallest value to represent.
         high: Largest value to represent.
         symmetric: Zero point 0, the larger magnitude at 127.
+        bits: 8, or 16: symmetric then, as TFLite's specification has it.
     """
+    if bits == 16:
+        scale = max(-low, high, _SMALLEST_SCALE * _INT16_MAX) / _INT16_MAX
+        return AffineParameters(float(torch.tensor(scale, dtype=torch.float32)), 0, bits)
     low, high = min(low, 0.0), max(high, 0.0)
     if symmetric:
         low, high = -max(-low, high) * 128 / 127, max(-low, high)

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from edgekit.compress.quantize.allocation import choose_bits
 from edgekit.compress.quantize.bias import round_biases
 from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
 from edgekit.compress.quantize.plan import Plan, insert, make_plan
-from edgekit.compress.quantize.scheme import AffineParameters
+from edgekit.compress.quantize.scheme import FLOAT_BITS, AffineParameters
 from edgekit.compress.quantize.sensitivity import SUSPECT_DB, alone
 from edgekit.compress.quantize.side_by_side import LayerNoise, compare
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
@@ -147,9 +147,14 @@ class Session:
     def _planned(self, keep_float: tuple[str, ...]) -> tuple[Plan, dict[Node, AffineParameters]]:
         """The plan on the float network itself and its calibration, made once."""
         if keep_float not in self._plans:
-            plan = make_plan(self.floats, keep_float)
+            plan = self._plan(self.floats, keep_float)
             self._plans[keep_float] = plan, self._parameters(self.floats, plan)
         return self._plans[keep_float]
+
+    def _plan(self, module: GraphModule, keep_float: tuple[str, ...]) -> Plan:
+        """What becomes integer: with float activations the weights alone."""
+        plan = make_plan(module, keep_float)
+        return plan if self.settings.activation_bits < FLOAT_BITS else replace(plan, values=[])
 
     def _alone(
         self,
@@ -166,14 +171,16 @@ class Session:
         )  # fmt: skip
 
     def _parameters(self, module: GraphModule, plan: Plan) -> dict[Node, AffineParameters]:
+        if not plan.values:
+            return {}
         ranges = observe_ranges(module, plan, self.batches(), self.settings.calibration)
-        return parameters_of(plan, ranges, symmetric=self.settings.symmetric)
+        return parameters_of(plan, ranges, symmetric=self.settings.symmetric, bits=self.settings.activation_bits)
 
     def quantized(self, choice: Choice) -> tuple[GraphModule, dict[str, Any]]:
         """The quantized network, and the report of it."""
         settings = self.settings
         module = duplicate(self.floats)
-        plan = make_plan(module, choice.keep_float)
+        plan = self._plan(module, choice.keep_float)
         parameters = self._parameters(module, plan)
         insert(module, plan, parameters, choice.bits, per_channel=settings.granularity == "per-channel")
         names = [node.name for node in plan.compute]
@@ -193,7 +200,8 @@ class Session:
             {"layer": layer_name(n), "operator": str(n.target), "reason": why} for n, why in plan.in_float
         ]
         macs = {layer.name: layer.macs for layer in cost_of(self.floats).layers}
-        report["int8_macs_share"] = sum(macs.get(name, 0) for name in names) / max(sum(macs.values()), 1)
+        integer = sum(macs.get(node.name, 0) for node in plan.compute if plan.values)
+        report["int8_macs_share"] = integer / max(sum(macs.values()), 1)
         report["notes"] = [
             note for row, width in zip(noise, bits, strict=True) if (note := _suspicion(row, width)) is not None
         ]

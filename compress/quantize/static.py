@@ -20,6 +20,8 @@ class Quantize(Step):
         size: Choose the bits of each layer so that the weights take this share of their float32 bytes, for example 0.15;
             ``weight_bits`` is not looked at then.
         granularity: One weight scale for each output channel, or one for the whole layer.
+        activation_bits: 8; 16, symmetric, which TFLite alone has kernels for, slower than those for 8; or 32, float: weights
+            alone are quantized, the file is smaller and no faster.
         symmetric: Activations without a zero point.
         calibration: How the range of an activation is found from what was seen.
         rounding: Weights to the nearest integer, or up or down as keeps the layer's output (AdaRound).
@@ -42,6 +44,7 @@ class Quantize(Step):
     layer_bits: tuple[str, ...] = ()
     size: float | None = None
     granularity: Literal["per-channel", "per-tensor"] = "per-channel"
+    activation_bits: int = 8
     symmetric: bool = False
     calibration: Literal["min-max", "moving-average", "percentile", "mse", "entropy"] = "min-max"
     rounding: Literal["nearest", "adaround"] = "nearest"
@@ -59,6 +62,8 @@ class Quantize(Step):
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 2 <= self.weight_bits <= 8:
             raise ValueError(f"weight_bits must be 2 to 8, not {self.weight_bits}")
+        if self.activation_bits not in (8, 16, 32):
+            raise ValueError(f"activation_bits must be 8, 16 or 32, not {self.activation_bits}")
         if self.size is not None and not 0 < self.size <= 0.25:
             raise ValueError(f"size is a share of the float32 bytes between 0 and 0.25, not {self.size}")
         for text in self.layer_bits:

@@ -20,7 +20,10 @@ def export(
     precision: Annotated[
         str | None,
         typer.Option(
-            "--precision", metavar="float32|float16|int8", help="Default: what the bundle holds.", show_default=False
+            "--precision",
+            metavar="float32|float16|bfloat16|int8",
+            help="Default: what the bundle holds.",
+            show_default=False,
         ),
     ] = None,
     data: options.Data = None,

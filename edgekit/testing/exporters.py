@@ -15,6 +15,7 @@ from edgekit.compress.pipeline import compress
 from edgekit.compress.quantize.bias import round_biases
 from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
 from edgekit.compress.quantize.plan import insert, make_plan
+from edgekit.compress.quantize.scheme import FLOAT_BITS
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
 from edgekit.cost import cost_of
 from edgekit.errors import ExportError
@@ -28,7 +29,7 @@ from edgekit.sources.load import load
 from edgekit.testing import networks
 
 
-def bundle_of(network: str, precision: str = "float32", weight_bits: int = 8) -> Bundle:
+def bundle_of(network: str, precision: str = "float32", weight_bits: int = 8, activation_bits: int = 8) -> Bundle:
     """A bundle of one of the small networks, quantized if asked, with samples of its own."""
     x = networks.images(32)
     bundle = Bundle(export_program(networks.make(network), networks.INPUT_SHAPE), networks.INPUT_SHAPE)
@@ -37,7 +38,9 @@ def bundle_of(network: str, precision: str = "float32", weight_bits: int = 8) ->
         remove_dropout(module)
         fold_batch_norm(module)
         plan = make_plan(module)
-        parameters = parameters_of(plan, observe_ranges(module, plan, [x.numpy()]))
+        if activation_bits == FLOAT_BITS:
+            plan = replace(plan, values=[])
+        parameters = parameters_of(plan, observe_ranges(module, plan, [x.numpy()]), bits=activation_bits)
         insert(module, plan, parameters, {layer_name(node): weight_bits for node in plan.compute})
         round_biases(module)
         bundle = bundle.with_module(module)
@@ -91,8 +94,29 @@ class ExporterConformance:
 
     def test_half_precision_is_half_the_size(self, name: str, tmp_path: Path) -> None:
         bundle = bundle_of("plain")
-        (whole,), (half,) = (export(bundle, name, precision=p, output=tmp_path) for p in ("float32", "float16"))
-        assert half.parity["size_bytes"] < 0.6 * whole.parity["size_bytes"]
+        (whole,) = export(bundle, name, output=tmp_path)
+        for precision in ("float16", "bfloat16"):
+            if precision not in exporter_for(name).precisions:
+                with pytest.raises(ExportError, match=f"can't hold {precision}"):
+                    export(bundle, name, precision=precision, output=tmp_path)
+                continue
+            (half,) = export(bundle, name, precision=precision, output=tmp_path)
+            assert half.parity["size_bytes"] < 0.6 * whole.parity["size_bytes"]
+
+    @pytest.mark.parametrize("bits", [16, 32])
+    def test_wide_activations_are_proved_or_refused(self, name: str, bits: int, tmp_path: Path) -> None:
+        bundle = bundle_of("residual", "int8", activation_bits=bits)
+        assert bundle.precision == "int8"
+        if bits not in exporter_for(name).activations:
+            with pytest.raises(ExportError, match="activations"):
+                export(bundle, name, output=tmp_path)
+            assert not list(tmp_path.iterdir())
+            return
+        (file,) = export(bundle, name, output=tmp_path)
+        assert file.parity["agreement"]["sqnr_db"] > 70
+        (whole,) = export(bundle_of("residual"), name, output=tmp_path)
+        weights = sum(layer.parameters for layer in cost_of(bundle_of("residual").module()).layers if layer.macs)
+        assert file.parity["size_bytes"] < whole.parity["size_bytes"] - 2 * weights
 
     def test_metadata_travels_in_the_file(self, name: str, digits: Bundle, tmp_path: Path) -> None:
         (file,) = export(digits, name, output=tmp_path, data="digits", images=20)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from edgekit.bundle import Bundle
 from edgekit.compress.pipeline import compress
 from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
-from edgekit.compress.quantize.learned_step import LearnedStep, convert, prepare
+from edgekit.compress.quantize.learned_step import LearnedSign, LearnedStep, convert, prepare
 from edgekit.compress.quantize.plan import make_plan
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
 from edgekit.compress.step import parse_step
@@ -37,9 +38,25 @@ def test_the_gradient_is_that_of_the_paper() -> None:
     np.testing.assert_allclose(x.grad.numpy(), np.where(inside, weight.numpy(), 0.0))
 
 
+def test_signs_and_their_scales() -> None:
+    """SYQ: s starts at the mean magnitude; dL/ds sums the gradient times the sign, dL/dw passes where |w| <= 1."""
+    weight = torch.tensor([[0.5, -0.25, 0.0, -1.5], [2.0, 0.1, -0.1, -0.2]], requires_grad=True)
+    made = LearnedSign(weight.detach())
+    scale = weight.detach().abs().mean(1)
+    np.testing.assert_allclose(made.scale.detach(), scale)
+    factors = torch.arange(1.0, 9.0).view(2, 4)
+    signs = torch.tensor([[1.0, -1, 1, -1], [1, 1, -1, -1]])
+    quantized_weight = made(weight)
+    assert torch.equal(quantized_weight, signs * scale[:, None])
+    (quantized_weight * factors).sum().backward()
+    assert torch.equal(weight.grad, torch.where(weight.detach().abs() <= 1, factors, 0.0))
+    np.testing.assert_allclose(made.scale.grad, (factors * signs).sum(1) / np.sqrt(4))
+    assert torch.equal(made.levels(weight), signs)
+
+
 @pytest.mark.parametrize("network", networks.NETWORKS)
-@pytest.mark.parametrize("activation_bits", [8, 4])
-def test_conversion_gives_the_network_that_was_trained(network: str, activation_bits: int) -> None:
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(4, 8), (4, 4), (1, 8)])
+def test_conversion_gives_the_network_that_was_trained(network: str, weight_bits: int, activation_bits: int) -> None:
     """Batch norms with negative and zero factors included; up to one rounding of the biases."""
     floats = trainable(export_program(networks.make(network), networks.INPUT_SHAPE))
     remove_dropout(floats)
@@ -55,7 +72,7 @@ def test_conversion_gives_the_network_that_was_trained(network: str, activation_
     parameters = parameters_of(plan, observe_ranges(folded, plan, [images.numpy()]))
     module = duplicate(floats)
     edges = {plan.compute[0].name, plan.compute[-1].name}
-    bits = {node.name: 8 if node.name in edges else 4 for node in plan.compute}
+    bits = {node.name: 8 if node.name in edges else weight_bits for node in plan.compute}
     inputs = {node.name: 8 if node.name in edges else activation_bits for node in plan.compute}
     found = prepare(module, plan, parameters, bits, inputs, images.numpy())
     assert bool(found.inputs) == (activation_bits < 8)
@@ -79,6 +96,23 @@ def test_conversion_gives_the_network_that_was_trained(network: str, activation_
                 node = next(n for n in after.graph.nodes if n.name == reader)
                 step = float(module.get_submodule(place).step().detach())
                 assert node.args[0].args[1] == step
+
+
+def test_one_bit_weights_are_signs_and_take_two_bits_in_the_file(before: Bundle, data: Dataset, tmp_path: Path) -> None:
+    small = compress(before, "qat:weight_bits=1,epochs=8,learning_rate=0.02", data)
+    assert small.steps[-1]["report"]["converted_validation_top1"] > 90
+    module = small.module()
+    weights = [
+        attribute(module, str(node.args[0].target))
+        for node in module.graph.nodes
+        if node.target is quantized.dequantize_per_channel.default
+    ]
+    for weight in weights[1:-1]:
+        assert set(weight.unique().tolist()) == {-1, 1}
+    (file,) = export(small, "onnx", data=data, output=tmp_path)
+    model = onnx.load(file.path)
+    stored = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT2]
+    assert [len(tensor.raw_data) for tensor in stored] == [-(-weight.numel() // 4) for weight in weights[1:-1]]
 
 
 def test_training_recovers_what_rounding_loses(before: Bundle, data: Dataset) -> None:
@@ -112,7 +146,7 @@ def test_eight_bit_activations_are_deployed_in_every_format(before: Bundle, data
         assert found is None or found > (20 if file.parity["format"] == "ncnn" else 35), file.parity["format"]
 
 
-@pytest.mark.parametrize("text", ["weight_bits=1", "activation_bits=9", "epochs=0", "distill=2"])
+@pytest.mark.parametrize("text", ["weight_bits=0", "activation_bits=9", "epochs=0", "distill=2"])
 def test_settings_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_step(f"qat:{text}")

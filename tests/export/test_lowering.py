@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from edgekit.cost import cost_of
 from edgekit.export.exporter import EXPORTERS
+from edgekit.export.lowering import pack_bits
 from edgekit.export.run import export
 from edgekit.testing import networks
 from edgekit.testing.exporters import bundle_of
@@ -37,3 +41,47 @@ def test_a_tensor_that_is_padded_on_one_branch_alone(
     monkeypatch.setitem(networks.NETWORKS, "padded-branch", PaddedBranch)
     (file,) = export(bundle_of("padded-branch", precision), name, output=tmp_path)
     assert file.parity["agreement"]["top1_percent"] > 95
+
+
+def test_two_bit_weights_take_a_quarter_of_the_bytes_in_onnx_and_stay_integer(tmp_path: Path) -> None:
+    (eight,) = export(bundle_of("residual", "int8"), "onnx", output=tmp_path / "8")
+    (two,) = export(bundle_of("residual", "int8", weight_bits=2), "onnx", output=tmp_path / "2")
+    weights = sum(layer.parameters for layer in cost_of(bundle_of("residual").module()).layers if layer.macs)
+    # A cast node for each layer is what it costs.
+    assert eight.parity["size_bytes"] - two.parity["size_bytes"] > 0.7 * weights - 1500
+    assert two.parity["int8_macs_share"] == 1
+
+
+class Wide(nn.Module):
+    """A linear layer whose columns fill whole blocks, and one whose do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2)
+        self.hidden, self.head = nn.Linear(64, 40), nn.Linear(40, networks.CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.adaptive_avg_pool2d(F.relu(self.stem(x)), 2).flatten(1)
+        return self.head(F.relu(self.hidden(x)))
+
+
+def test_four_bit_linear_layers_with_float_inputs_become_matmul_nbits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(networks.NETWORKS, "wide", Wide)
+    bundle = bundle_of("wide", "int8", weight_bits=4, activation_bits=32)
+    (file,) = export(bundle, "onnx", output=tmp_path)
+    model = onnx.load(file.path)
+    assert [n.op_type for n in model.graph.node].count("MatMulNBits") == 1
+    assert not [n for n in model.graph.node if n.op_type in ("DequantizeLinear", "QuantizeLinear")]
+    assert file.parity["agreement"]["sqnr_db"] > 70
+    assert file.parity["int8_macs_share"] == 0
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, onnx.TensorProto.INT4), (2, onnx.TensorProto.INT2)])
+def test_packing_is_read_back_by_onnx(bits: int, kind: int) -> None:
+    values = np.random.default_rng(0).integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (5, 7)).astype(np.int8)
+    packed = pack_bits(values, bits)
+    assert packed.nbytes == -(-values.size * bits // 8)
+    tensor = onnx.helper.make_tensor("w", kind, values.shape, packed.tobytes(), raw=True)
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), values)

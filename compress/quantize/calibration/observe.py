@@ -64,9 +64,10 @@ def observe_ranges(
 
 
 def parameters_of(
-    plan: Plan, ranges: dict[Node, tuple[float, float]], *, symmetric: bool = False
+    plan: Plan, ranges: dict[Node, tuple[float, float]], *, symmetric: bool = False, bits: int = 8
 ) -> dict[Node, AffineParameters]:
     """Scale and zero point for each leader of a shared scale."""
     return {
-        plan.leader(node): affine_parameters(low, high, symmetric=symmetric) for node, (low, high) in ranges.items()
+        plan.leader(node): affine_parameters(low, high, symmetric=symmetric, bits=bits)
+        for node, (low, high) in ranges.items()
     }
