@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.program import attribute, quantized
+from edgekit.program import attribute, quantized, quiet
 
 
 def simulator(module: GraphModule) -> GraphModule:
@@ -25,7 +25,8 @@ def simulator(module: GraphModule) -> GraphModule:
         >>> import edgekit
         >>> run = simulator(edgekit.load("zoo:digits-cnn").module())
     """
-    graph = copy.deepcopy(module.graph)
+    with quiet():
+        graph = copy.deepcopy(module.graph)
     # What a graph reads, by name; two graphs that are given the same tensor share it.
     owned: dict[str, Any] = {}
     for node in list(graph.nodes):

@@ -73,7 +73,7 @@ def export(
     for file in files:
         share = file.parity["int8_macs_share"]
         if share is not None:
-            render.stdout.print(f"{file.path.name}: {100 * share:.0f} % of the MACs run in int8", soft_wrap=True)
+            render.stdout.print(f"{file.path.name}: {100 * share:.0f} % of the MACs run in integers", soft_wrap=True)
         for note in file.parity["lowering"]:
             render.stdout.print(f"{file.path.name}: {note}", soft_wrap=True)
         render.stdout.print(f"wrote {file.path}", soft_wrap=True)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from edgekit.bundle import Bundle
+from edgekit.compress.pipeline import compress
 from edgekit.compress.quantize.bias import bias_scale
 from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
 from edgekit.compress.quantize.plan import insert, make_plan
@@ -16,7 +18,9 @@ from edgekit.compress.rewrite import (
     remove_dropout,
     strided_slice_to_pool,
 )
+from edgekit.data.dataset import Dataset
 from edgekit.errors import StepError
+from edgekit.evaluation import sqnr
 from edgekit.program import aten, attribute, export_program, quantized, trainable
 from edgekit.testing import networks
 
@@ -175,3 +179,24 @@ def test_calibration_names_the_layer_that_is_not_finite() -> None:
     plan = make_plan(module)
     with pytest.raises(StepError, match="not finite"):
         observe_ranges(module, plan, [networks.images(2).numpy()])
+
+
+def test_wider_activations_lose_less_and_float_ones_no_more_than_the_weights(before: Bundle, data: Dataset) -> None:
+    x = torch.from_numpy(_inputs(before, data))
+    with torch.no_grad():
+        reference = before.module()(x).numpy()
+        noise = {}
+        for bits in (8, 16, 32):
+            small = compress(before, f"quantize:activation_bits={bits},images=64,bias_correction=false", data)
+            noise[bits] = sqnr(reference, small.module()(x).numpy())
+            pairs = [n for n in small.program.graph.nodes if n.target is quantized.quantize_per_tensor.default]
+            assert {n.args[3:] for n in pairs} == {
+                8: {(-128, 127, torch.int8)}, 16: {(-32768, 32767, torch.int16)}, 32: set(),
+            }[bits]  # fmt: skip
+    assert noise[16] > noise[8] + 1
+    assert noise[16] == pytest.approx(noise[32], abs=0.5)
+
+
+def _inputs(bundle: Bundle, data: Dataset) -> np.ndarray:
+    x, _ = next(iter(data.validation.batches(bundle.preprocessing, 64)))
+    return x
