@@ -103,17 +103,17 @@ class Session:
         """What the settings ask for."""
         settings = self.settings
         bits = dict.fromkeys(self.layers, settings.weight_bits)
-        if settings.size is not None:
-            bits = self.bits_within(settings.size)
+        if settings.size is not None or settings.bit_operations is not None:
+            bits = self.bits_within()
         for text in settings.layer_bits:
             pattern, _, number = text.partition("=")
             bits.update(dict.fromkeys(fnmatch.filter(self.layers, pattern), int(number)))
         return Choice(settings.keep_float, bits)
 
-    def bits_within(self, size: float) -> dict[str, int]:
-        """The widths that fit a share of the float32 weights' bytes, by the noise that each makes alone."""
+    def bits_within(self) -> dict[str, int]:
+        """The widths that fit the budget of the settings, by the noise that each makes alone."""
         plan = make_plan(self.floats, self.settings.keep_float)
-        elements = {layer_name(n): attribute(self.floats, _weight_of(n)).numel() for n in plan.compute}
+        elements = {layer_name(n): float(attribute(self.floats, _weight_of(n)).numel()) for n in plan.compute}
         reference = _outputs(self.floats, self.few)
         noise: dict[str, dict[int, float]] = {}
         for position, node in enumerate(plan.compute):
@@ -123,7 +123,11 @@ class Session:
                 output = _outputs(self._alone(plan, {}, node, bits, weights_only=True), self.few)
                 noise[layer_name(node)][bits] = 10 ** (-_decibels(reference, output) / 10)
         self.context.progress(1, 1, "choosing bits")
-        return choose_bits(noise, elements, size * 4 * sum(elements.values()))
+        if self.settings.size is not None:
+            return choose_bits(noise, elements, self.settings.size * 32 * sum(elements.values()))
+        macs = {layer.name: layer.macs for layer in cost_of(self.floats).layers}
+        costs = {layer_name(node): float(macs[node.name]) for node in plan.compute}
+        return choose_bits(noise, costs, float(self.settings.bit_operations or 0) * 8 * sum(costs.values()))
 
     def sensitivities(self, choice: Choice) -> dict[str, float]:
         """For each layer the output's SQNR in dB when nothing else is quantized; the lower, the more sensitive."""

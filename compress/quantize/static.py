@@ -19,6 +19,8 @@ class Quantize(Step):
         layer_bits: Of some layers, by name pattern, for example ``[conv1=8,layer3*=4]``.
         size: Choose the bits of each layer so that the weights take this share of their float32 bytes, for example 0.15;
             ``weight_bits`` is not looked at then.
+        bit_operations: The same for the MACs times the bits of their weights: the share of the int8 network's, for example 0.5,
+            for hardware whose time follows the bits. CPUs' does not.
         granularity: One weight scale for each output channel, or one for the whole layer.
         activation_bits: 8; 16, symmetric, which TFLite alone has kernels for, slower than those for 8; or 32, float: weights
             alone are quantized, the file is smaller and no faster.
@@ -43,6 +45,7 @@ class Quantize(Step):
     weight_bits: int = 8
     layer_bits: tuple[str, ...] = ()
     size: float | None = None
+    bit_operations: float | None = None
     granularity: Literal["per-channel", "per-tensor"] = "per-channel"
     activation_bits: int = 8
     symmetric: bool = False
@@ -66,6 +69,12 @@ class Quantize(Step):
             raise ValueError(f"activation_bits must be 8, 16 or 32, not {self.activation_bits}")
         if self.size is not None and not 0 < self.size <= 0.25:
             raise ValueError(f"size is a share of the float32 bytes between 0 and 0.25, not {self.size}")
+        if self.bit_operations is not None and not 0 < self.bit_operations <= 1:
+            raise ValueError(
+                f"bit_operations is a share of the int8 network's between 0 and 1, not {self.bit_operations}"
+            )
+        if self.size is not None and self.bit_operations is not None:
+            raise ValueError("give one budget: size or bit_operations")
         for text in self.layer_bits:
             pattern, _, number = text.partition("=")
             if not pattern or number not in tuple("2345678"):

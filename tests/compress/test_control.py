@@ -54,7 +54,18 @@ def test_bits_of_some_layers(before: Bundle, data: Dataset) -> None:
     assert _widths(after) == {name: 8 if name == names[0] else 4 for name in names}
 
 
-@pytest.mark.parametrize("text", ["weight_bits=9", "layer_bits=[conv=1]", "layer_bits=[conv]", "size=0.5", "images=0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "weight_bits=9",
+        "layer_bits=[conv=1]",
+        "layer_bits=[conv]",
+        "size=0.5",
+        "images=0",
+        "bit_operations=2",
+        "size=0.1,bit_operations=0.5",
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_step(f"quantize:{text}")
@@ -71,7 +82,7 @@ def test_bits_by_integer_programme_are_the_best_of_all() -> None:
     widths = (2, 4, 8)
     noise = {name: {b: float(generator.uniform(0.5, 2)) * 4.0**-b for b in widths} for name in elements}
     budget = 0.6 * sum(elements.values())
-    found = choose_bits(noise, elements, budget)
+    found = choose_bits(noise, elements, 8 * budget)
     assert sum(elements[n] * b / 8 for n, b in found.items()) <= budget
     options = (dict(zip(elements, c, strict=True)) for c in itertools.product(widths, repeat=5))
     fitting = [o for o in options if sum(elements[n] * b / 8 for n, b in o.items()) <= budget]
@@ -96,6 +107,15 @@ def test_a_budget_is_kept_and_beats_equal_bits(before: Bundle, data: Dataset) ->
     assert taken <= 0.126 * 4 * weights
     noise = [sqnr(reference, evaluate(b.module(), data.validation, b.preprocessing).logits) for b in (mixed, equal)]
     assert noise[0] > noise[1]
+
+
+def test_a_budget_of_bit_operations_is_kept(before: Bundle, data: Dataset) -> None:
+    mixed = compress(before, "quantize:bit_operations=0.5", data)
+    macs = {layer.path: layer.macs for layer in cost_of(mixed.module()).layers}
+    rows = mixed.steps[-1]["report"]["quantized_layers"]
+    share = sum(row["bits"] * macs[row["layer"]] for row in rows) / (8 * sum(macs[row["layer"]] for row in rows))
+    assert 0.35 < share <= 0.5
+    assert len({row["bits"] for row in rows}) > 1
 
 
 def test_control_gives_back_what_costs_most(before: Bundle, data: Dataset) -> None:

@@ -39,8 +39,8 @@ class StreamingHistogram:
             self.width = float(2.0 ** np.ceil(np.log2(largest / BINS)))
         while largest > self.width * BINS:
             self._double()
-        # float32 arithmetic in torch.histc would put values near a boundary on its other side.
-        bins = torch.floor(values.detach().reshape(-1).double() / self.width).long() + BINS
+        # Exact in float32, for the width is a power of two; torch.histc would put values near a boundary on its other side.
+        bins = torch.floor(values.detach().reshape(-1) / self.width).to(torch.int32).add_(BINS)
         bins.clamp_(0, 2 * BINS - 1)
         self.counts += torch.bincount(bins, minlength=2 * BINS).numpy()
 
