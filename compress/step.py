@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STEPS: Mapping[str, str] = {
     "prune-channels": "edgekit.compress.prune.channels:PruneChannels",
+    "prune-weights": "edgekit.compress.prune.weights:PruneWeights",
     "equalize": "edgekit.compress.quantize.equalize:Equalize",
     "quantize": "edgekit.compress.quantize.static:Quantize",
     "qat": "edgekit.compress.quantize.qat:QuantizationAwareTraining",
@@ -120,14 +121,19 @@ class Step(abc.ABC):
         return {"step": self.name, **settings_of.to_dict(self)}
 
 
-def needs_float_weights(step: Step, bundle: Bundle) -> None:
+def needs_float_weights(step: Step, bundle: Bundle, *, sparse: bool = False) -> None:
     """Refuses a bundle whose weights have been given another form.
+
+    Args:
+        step: Who asks.
+        bundle: What it was given.
+        sparse: Sparse weights will do.
 
     Raises:
         StepError: If a step before has quantized or coded them.
     """
-    if bundle.weights != "float32":
-        how = {"int8": "quantized", "codes": "codes into a table of values"}[bundle.weights]
+    if bundle.weights != "float32" and not (sparse and bundle.weights == "sparse"):
+        how = {"int8": "quantized", "codes": "codes into a table of values", "sparse": "sparse"}[bundle.weights]
         raise StepError(
             f"{step.name} needs float weights, and those of this bundle are {how} already",
             f"Put {step.name} before that step, or start from the bundle before it.",

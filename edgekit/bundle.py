@@ -104,9 +104,11 @@ class Bundle:
 
     @property
     def weights(self) -> str:
-        """How weights are held: ``float32``, ``int8`` (any width up to it), or ``codes`` into a table of values."""
-        coded = any(name.endswith("_codes") for name in self.program.state_dict)
-        return "codes" if coded else self.precision
+        """How weights are held: ``float32``, ``int8`` (any width up to it), ``codes`` into a table of values, or ``sparse``."""
+        for suffix, kind in (("_codes", "codes"), ("_mask", "sparse")):
+            if any(name.endswith(suffix) for name in self.program.state_dict):
+                return kind
+        return self.precision
 
     @functools.cached_property
     def fingerprint(self) -> str:

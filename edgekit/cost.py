@@ -17,7 +17,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from edgekit.program import aten, attribute, codebook_of, layer_name, quantized, shape_of, trainable
+from edgekit.program import aten, attribute, codebook_of, layer_name, quantized, shape_of, sparse_of, trainable
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ _MOVES_NOTHING = {
     aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.dim, aten.squeeze.dims,
     aten.unsqueeze.default, aten.permute.default, aten.transpose.int, aten.dropout.default, aten.contiguous.default,
     aten.detach.default, aten.to.dtype, aten.index.Tensor, aten.sym_size.int, aten.expand.default,
+    aten.zeros_like.default, aten.masked_scatter.default,
     quantized.quantize_per_tensor.default,
     quantized.dequantize_per_tensor.default, quantized.quantize_per_channel.default,
     quantized.dequantize_per_channel.default,
@@ -193,8 +194,8 @@ def _stored(node: Node) -> list[tuple[str, bool]]:
         names = [str(source.target)] if source.op == "get_attr" else []
         if source.target is quantized.dequantize_per_channel.default:
             names = [str(tensor.target) for tensor in source.all_input_nodes if tensor.op == "get_attr"]
-        for name in codebook_of(source) or names:
-            extra = name.endswith(("_scale", "_zero_point", "_codebook", "running_mean", "running_var"))
+        for name in codebook_of(source) or sparse_of(source) or names:
+            extra = name.endswith(("_mask", "_scale", "_zero_point", "_codebook", "running_mean", "running_var"))
             # Zero points of symmetric weights are all zero; no format stores them, and the bundle deflates them.
             if not name.endswith("_zero_point"):
                 found.append((name, not extra))
@@ -206,6 +207,8 @@ def _packing(node: Node, name: str) -> float:
     for source in node.all_input_nodes:
         if source.target is quantized.dequantize_per_channel.default and source.args[0].target == name:
             return (int(source.args[5]).bit_length() + 1) / 8
+        if (sparse := sparse_of(source)) is not None and sparse[0] == name:
+            return 1 / 8
         if (coded := codebook_of(source)) is not None and coded[0] == name:
             return math.ceil(math.log2(source.args[0].meta["val"].shape[0])) / 8
     return 1.0

@@ -224,14 +224,24 @@ def codebook_of(node: Any) -> tuple[str, str] | None:
     return str(codes.target), str(table.target)
 
 
+def sparse_of(node: Any) -> tuple[str, str] | None:
+    """The names of mask and values where a node is a weight ``masked_scatter(0, mask, values)``; None for any other."""
+    if not isinstance(node, Node) or node.target is not aten.masked_scatter.default:
+        return None
+    _, mask, values = node.args
+    if not (isinstance(mask, Node) and isinstance(values, Node) and mask.op == values.op == "get_attr"):
+        return None
+    return str(mask.target), str(values.target)
+
+
 def layer_name(node: Node) -> str:
     """What to call a node to a user: the module it belongs to where its weight tells, else the node's own name."""
     for argument in node.all_input_nodes:
-        coded = codebook_of(argument)
+        coded = codebook_of(argument) or sparse_of(argument)
         dequantized = argument.target is quantized.dequantize_per_channel.default
         source = argument.all_input_nodes[0] if dequantized else argument
         name = coded[0] if coded else str(source.target) if source.op == "get_attr" else ""
-        if name.endswith((".weight", ".weight_int8", ".weight_codes")):
+        if name.endswith((".weight", ".weight_int8", ".weight_codes", ".weight_mask")):
             return name.rsplit(".", 1)[0]
     path = module_path(node)
     return f"{path} ({node.name})" if path else node.name
@@ -355,14 +365,15 @@ _PROBE_BYTES = 2**20
 
 
 def _write_deflated(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Writes an entry in the shorter of two forms of deflate, both of which every reader understands.
+    """Writes an entry in the shortest of three forms of deflate, all of which every reader understands.
 
     Codes and few-bit weights hold no repetitions: Huffman coding alone comes within 1 % of their entropy, and searching
-    for matches costs 8 to 15 % there. Text and float weights are better off with matches.
+    for matches costs 8 to 15 % there. Text and float weights are better off with matches, masks with few ones with a long
+    search for them.
     """
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.compress_type = zipfile.ZIP_DEFLATED
-    choices = [(6, zlib.Z_DEFAULT_STRATEGY), (9, zlib.Z_HUFFMAN_ONLY)]
+    choices = [(6, zlib.Z_DEFAULT_STRATEGY), (9, zlib.Z_DEFAULT_STRATEGY), (9, zlib.Z_HUFFMAN_ONLY)]
 
     def compressor(level: int, strategy: int) -> Any:
         return zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)

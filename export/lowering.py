@@ -7,6 +7,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgekit.bundle import Bundle
+from edgekit.compress.prune.sparse import expand_sparse
 from edgekit.compress.quantize.codebook.coding import expand_codes
 from edgekit.compress.rewrite import finish, fold_batch_norm, remove_dropout
 from edgekit.errors import UnsupportedOperatorError
@@ -22,6 +23,7 @@ def deployed(bundle: Bundle) -> GraphModule:
     """The bundle's program as every format deploys it: without dropout, batch norms folded into what feeds them."""
     module = bundle.module()
     expand_codes(module)
+    expand_sparse(module)
     remove_dropout(module)
     fold_batch_norm(module)
     return module

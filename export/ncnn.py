@@ -58,6 +58,8 @@ class NcnnExporter(Exporter):
         notes = []
         if bundle.weights == "codes":
             notes.append("ncnn has no shared weights: the file holds each as a float, and is no smaller")
+        if bundle.weights == "sparse":
+            notes.append("zeros are stored and multiplied like any number: this file is no smaller and no faster")
         if precision == "float16":
             round_weights(module, precision)
             notes.append("weights are stored in float16; the CPU computes in float32 unless it has float16 arithmetic")

@@ -39,6 +39,8 @@ OPSETS = {4: 21, 2: 25}
 BLOCK = 32
 # Distinct values that one byte can tell apart.
 CODES = 256
+# What the description of a sparse weight takes, in bytes.
+SPARSE_OVERHEAD = 1500
 INPUT, OUTPUT = "input", "output"
 INT4_MAX = 7
 # torch.onnx writes where each node came from into the file: as large as a small network's weights.
@@ -61,6 +63,8 @@ class OnnxExporter(Exporter):
         if precision in HALVES:
             round_weights(module, precision)
             notes = (f"weights are stored in {precision}; ONNX Runtime's CPU provider computes in float32",)
+        if precision == "float32" and bundle.weights == "sparse":
+            notes = ("zeros are stored as a bit each; ONNX Runtime spreads the weights out when it loads: no faster",)
         if precision == "float32" and bundle.weights == "codes":
             notes = ("shared weights are stored as byte codes and a table; ONNX Runtime looks them up when it loads",)
         if precision == "int8":
@@ -84,10 +88,12 @@ class OnnxExporter(Exporter):
                 linear_to_matmul_nbits(model)
                 dequantize_to_product(model)
             weights_to_few_bits(model)
+            weights_to_sparse(model)
         if lowered.precision in HALVES:
             weights_to_half(model, lowered.precision)
         if lowered.precision == "float32":
             weights_to_codes(model)
+            weights_to_sparse(model)
         model.metadata_props.add(key="edgekit", value=json.dumps(metadata))
         save(model, path)
         return [path]
@@ -355,6 +361,51 @@ def weights_to_codes(model: onnx.ModelProto) -> int:
     for node in reversed(nodes):
         model.graph.node.insert(0, node)
     return len(nodes) // 2
+
+
+def weights_to_sparse(model: onnx.ModelProto) -> int:
+    """Stores weights with many zeros as a bit for each and the values that are left, exactly; returns how many.
+
+    The nodes that spread them out (the running count of ones is the place of a value) are folded by ONNX Runtime when it
+    loads the file. Only where it makes the file smaller.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes: list[onnx.NodeProto] = []
+    for tensor in list(model.graph.initializer):
+        if tensor.data_type not in (TensorProto.FLOAT, TensorProto.INT8) or len(tensor.dims) < 2:
+            continue
+        values = numpy_helper.to_array(tensor)
+        ones = values.reshape(-1) != 0
+        left = np.append(np.zeros(1, values.dtype), values.reshape(-1)[ones])
+        packed = np.packbits(ones, bitorder="little")
+        if left.nbytes + packed.nbytes + SPARSE_OVERHEAD > values.nbytes:
+            continue
+        name = tensor.name
+        constants = {
+            "values": left, "bits": packed[:, None], "shifts": np.arange(8, dtype=np.uint8), "one": np.array(1, np.uint8),
+            "flat": np.array([-1]), "axis": np.array(0), "start": np.array([0]), "end": np.array([values.size]),
+            "shape": np.array(values.shape),
+        }  # fmt: skip
+        model.graph.initializer.remove(tensor)
+        model.graph.initializer.extend(numpy_helper.from_array(a, f"{name}_{part}") for part, a in constants.items())
+        # From a byte to its bits, to 0 or the number of the value, to the value.
+        for kind, inputs, output, settings in (
+            ("BitShift", ("bits", "shifts"), "shifted", {"direction": "RIGHT"}),
+            ("BitwiseAnd", ("shifted", "one"), "single", {}),
+            ("Cast", ("single",), "numbers", {"to": TensorProto.INT32}),
+            ("Reshape", ("numbers", "flat"), "row", {}),
+            ("CumSum", ("row", "axis"), "count", {}),
+            ("Mul", ("count", "row"), "places", {}),
+            ("Slice", ("places", "start", "end"), "own", {}),
+            ("Gather", ("values", "own"), "spread", {}),
+            ("Reshape", ("spread", "shape"), "", {}),
+        ):
+            result = f"{name}_{output}" if output else name
+            nodes.append(helper.make_node(kind, [f"{name}_{part}" for part in inputs], [result], **settings))
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    return len({node.output[0] for node in nodes if node.op_type == "CumSum"})
 
 
 def weights_to_half(model: onnx.ModelProto, precision: str) -> None:

@@ -56,6 +56,8 @@ class TfliteExporter(Exporter):
         global_pool_to_mean(module)
         if bundle.weights == "codes":
             notes.append("TFLite has no shared weights: the file holds each as a float, and is no smaller")
+        if bundle.weights == "sparse":
+            notes.append("zeros are stored and multiplied like any number: this file is no smaller and no faster")
         if precision == "float16":
             round_weights(module, precision)
             notes.append("weights are stored in float16; XNNPACK computes in float32 on x86")

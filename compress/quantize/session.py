@@ -17,6 +17,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgekit.bundle import Bundle
+from edgekit.compress.prune.sparse import expand_sparse
 from edgekit.compress.quantize.adaround import adaround
 from edgekit.compress.quantize.allocation import choose_bits
 from edgekit.compress.quantize.bias import round_biases
@@ -70,6 +71,7 @@ class Session:
         self.bundle, self.settings, self.context = bundle, settings, context
         self.dataset = context.dataset(settings.name)
         self.floats = bundle.module()
+        expand_sparse(self.floats)
         remove_dropout(self.floats)
         self.folded = fold_batch_norm(self.floats)
         self._plans: dict[tuple[str, ...], tuple[Plan, dict[Node, AffineParameters]]] = {}

@@ -81,7 +81,7 @@ class Quantize(Step):
                 raise ValueError(f"layer_bits takes PATTERN=BITS with 2 to 8 bits, not {text!r}")
 
     def requires(self, bundle: Bundle) -> None:
-        needs_float_weights(self, bundle)
+        needs_float_weights(self, bundle, sparse=True)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         from edgekit.compress.quantize.control import controlled
