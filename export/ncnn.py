@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgekit.compress.rewrite import finish, strided_slice_to_pool
+from edgekit.compress.rewrite import strided_slice_to_pool
 from edgekit.errors import ExportError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.lowering import (
@@ -25,6 +25,7 @@ from edgekit.export.lowering import (
     strip_quantization,
     weight_nodes,
 )
+from edgekit.export.ncnn_grid import SYMMETRIC_MAX, move, shifted, to_symmetric
 from edgekit.export.ncnn_model import Layer, read_param, read_weights, write_param, write_weights
 from edgekit.export.onnx import save, to_onnx
 from edgekit.files import atomic_file
@@ -36,10 +37,9 @@ if TYPE_CHECKING:
     from edgekit.bundle import Bundle
 
 TIMEOUT_S = 1800
-# ncnn's int8 layers take symmetric activations in [-127, 127] (its quantize layer: round(x * scale), no zero point).
-SYMMETRIC_MAX = 127
 # int8_scale_term of ncnn's layers: 1 has scales for weights and input, 101 also for an int8 output.
 SCALES, SCALES_AND_OUTPUT = 1, 101
+PAD_VALUE = 18
 
 
 class NcnnExporter(Exporter):
@@ -68,14 +68,14 @@ class NcnnExporter(Exporter):
         if precision == "int8":
             refuse_other_activations(module, "ncnn", self.activations)
             in_float = [node for node in weight_nodes(module) if _is_grouped(node)]
-            _to_symmetric(module, in_float)
+            to_symmetric(module, in_float)
             notes += [
                 f"{layer_name(node)} computes in float: ncnn has one weight scale for a group of channels"
                 for node in in_float
             ]
             notes.append(
-                "ncnn has no zero points: activations keep the bundle's ranges on a symmetric grid, which is coarser after "
-                "a ReLU; everything but convolutions and linear layers computes in float"
+                "ncnn has no zero points: activations keep the bundle's ranges on a symmetric grid, coarser after a ReLU where "
+                "it can't be shifted; everything but convolutions and linear layers computes in float"
             )
             if narrow_weights(module):
                 notes.append("ncnn stores every weight in 8 bits: fewer bits make this file no smaller")
@@ -83,6 +83,7 @@ class NcnnExporter(Exporter):
 
     def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:
         module = duplicate(lowered.module)
+        padded = move(module, shifted(module)) if lowered.precision == "int8" else {}
         scales = _input_scales(module) if lowered.precision == "int8" else {}
         weights = _int8_weights(module) if lowered.precision == "int8" else {}
         if lowered.precision == "int8":
@@ -93,7 +94,7 @@ class NcnnExporter(Exporter):
             _refuse_unknown(layers, module)
             if lowered.precision == "int8":
                 read_weights(layers, binary)
-                _quantize_layers(layers, module, weights, scales)
+                _quantize_layers(layers, module, weights, scales, padded)
                 write_param(layers, param)
                 write_weights(layers, binary)
             files = [path, path.with_suffix(".bin"), path.with_suffix(".json")]
@@ -179,34 +180,6 @@ def _is_grouped(node: Node) -> bool:
     return groups > 1 and not groups == shape_of(node)[1] == shape_of(node.args[0])[1]  # type: ignore[arg-type]
 
 
-def _to_symmetric(module: GraphModule, in_float: list[Node]) -> None:
-    """Moves activations to the grid that ncnn computes on, in place: only what a weight is applied to, symmetric."""
-    quantized_layers = [node for node in weight_nodes(module) if node not in in_float]
-    pairs = {n: n.args[0] for n in module.graph.nodes if n.target is quantized.dequantize_per_tensor.default}
-    for node, q in pairs.items():
-        source, scale, zero_point = q.args[0], float(q.args[1]), int(q.args[2])
-        into_weights = [user for user in node.users if user in quantized_layers and user.args[0] is node]
-        if into_weights:
-            bounds = (_symmetric_scale(scale, zero_point), 0, -SYMMETRIC_MAX, SYMMETRIC_MAX, q.args[5])
-            with module.graph.inserting_after(node):
-                new_q = module.graph.call_function(quantized.quantize_per_tensor.default, (source, *bounds))
-            with module.graph.inserting_after(new_q):
-                new_dq = module.graph.call_function(quantized.dequantize_per_tensor.default, (new_q, *bounds))
-            new_q.meta["val"], new_dq.meta["val"] = q.meta["val"], node.meta["val"]
-            for user in into_weights:
-                user.update_arg(0, new_dq)
-        node.replace_all_uses_with(source)
-        module.graph.erase_node(node)
-        if not q.users:
-            module.graph.erase_node(q)
-    finish(module)
-
-
-def _symmetric_scale(scale: float, zero_point: int) -> float:
-    """The step of the symmetric grid that covers the same range: its larger end over 127."""
-    return scale * max(127 - zero_point, zero_point + 128) / SYMMETRIC_MAX
-
-
 def _input_scales(module: GraphModule) -> dict[str, float]:
     """For each quantized convolution or linear layer by node name: ncnn's factor for its input, 1 / step."""
     scales = {}
@@ -239,10 +212,12 @@ def _quantize_layers(
     module: GraphModule,
     weights: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     scales: dict[str, float],
+    padded: dict[str, float],
 ) -> None:
     """Puts int8 weights and scales into the layers that pnnx made in float; the weights tell which is which."""
     names = {node.name: layer_name(node) for node in module.graph.nodes if node.op == "call_function"}
     assigned: dict[str, str] = {}
+    before: dict[str, float] = {}
     for layer in layers:
         if layer.type not in ("Convolution", "ConvolutionDepthWise", "InnerProduct"):
             continue
@@ -253,6 +228,11 @@ def _quantize_layers(
                 continue
             assigned[name] = layer.name
             layer.params[8] = str(SCALES)
+            if name in padded and layer.type == "Convolution":
+                # It pads what it has quantized.
+                layer.params[PAD_VALUE] = f"{SYMMETRIC_MAX}.0"
+            elif name in padded and layer.type == "ConvolutionDepthWise":
+                before[layer.name] = padded[name]
             # ncnn multiplies to quantize, so it stores 1 / step.
             layer.arrays[0] = values.reshape(-1)
             layer.arrays.append((1.0 / weight_scale.astype(np.float64)).astype("<f4"))
@@ -265,6 +245,7 @@ def _quantize_layers(
             "Please report this network; its float32 export is not affected.",
         )
     _keep_int8_between(layers)
+    _pad_before(layers, before)
 
 
 def _keep_int8_between(layers: list[Layer]) -> None:
@@ -283,6 +264,27 @@ def _keep_int8_between(layers: list[Layer]) -> None:
         if len(after) == 1 and after[0].type in ("Convolution", "ConvolutionDepthWise") and 8 in after[0].params:
             layer.params[8] = str(SCALES_AND_OUTPUT)
             layer.arrays.append(_input_scale_of(after[0]))
+
+
+def _pad_before(layers: list[Layer], values: dict[str, float]) -> None:
+    """Gives depthwise layers, by name, a padding layer with these values: by themselves they pad int8 with 0 on x86.
+
+    It takes no longer: a layer that pads makes the same copy.
+    """
+    for layer in [layer for layer in layers if layer.name in values]:
+        left, top = layer.integer(4), layer.integer(14, layer.integer(4))
+        right, bottom = layer.integer(15, left), layer.integer(16, top)
+        (blob,) = layer.inputs
+        maker = next(other for other in layers if blob in other.outputs)
+        quantized_already = maker.params.get(8) == str(SCALES_AND_OUTPUT)
+        value = float(SYMMETRIC_MAX) if quantized_already else values[layer.name]
+        params = {0: top, 1: bottom, 2: left, 3: right, 4: 0, 5: value}
+        padded = f"{blob}_padded"
+        shown = {key: str(item) for key, item in params.items()}
+        layers.insert(layers.index(layer), Layer("Padding", f"{layer.name}_padding", [blob], [padded], shown))
+        layer.inputs = [padded]
+        for key in (4, 14, 15, 16):
+            layer.params[key] = "0"
 
 
 def _input_scale_of(layer: Layer) -> np.ndarray:
