@@ -182,6 +182,26 @@ def codebooks() -> list[str]:
     return lines
 
 
+def pruned_weights() -> list[str]:
+    """Weight pruning."""
+    found = result("prune_weights")
+    lines = [
+        f"**Zeros** (ResNet-20, float {found['float_top1']:.2f} %; few epochs, as two cores allow; no runtime is faster by "
+        "them), `python benches/prune_weights.py`:",
+        "",
+        "| step | zeros | points lost | weights in float | theory | on disk | ONNX (float) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"].values():
+        sizes = [
+            f"{row[k] / 1024:.0f} KiB" for k in ("float_bytes", "theory_bytes", "stored_weights_bytes", "onnx_bytes")
+        ]
+        lost = f"{_points(row['drop'])} ± {row['standard_error']:.2f}"
+        whole = f"({row['float_onnx_bytes'] / 1024:.0f})"
+        lines.append(f"| `{row['step']}` | {100 * row['zeros']:.0f} % | {lost} | {' | '.join(sizes)} {whole} |")
+    return lines
+
+
 def trained() -> list[str]:
     """Quantization-aware training."""
     found = result("qat")
@@ -229,6 +249,7 @@ def tables() -> str:
     parts: dict[str, Callable[[], list[str]]] = {
         "resnet20": resnet20, "pruned_widths": pruned_widths, "quantize_cifar": quantized_cifar,
         "quantize_imagenet": quantized_imagenet, "int8_speed": int8_speed, "codebook": codebooks, "qat": trained,
+        "prune_weights": pruned_weights,
         "calibration_memory": memory, "startup": others,
     }  # fmt: skip
     # What was not measured has no table.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
-from edgekit.compress.quantize.codebook.coding import own_weights
+from edgekit.compress.layers import own_weights
 from edgekit.compress.step import Context
 from edgekit.program import attribute, set_attribute
 from edgekit.training import TrainingResult, TrainingSettings, train

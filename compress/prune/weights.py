@@ -13,8 +13,8 @@ from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
 from edgekit.compress.finetune import Finetune
+from edgekit.compress.layers import own_weights
 from edgekit.compress.prune.sparse import mask_bits, put_sparse
-from edgekit.compress.quantize.codebook.coding import own_weights
 from edgekit.compress.rewrite import finish
 from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.errors import StepError

@@ -137,7 +137,7 @@ def test_incremental_quantization_ends_in_powers_of_two(before: Bundle, data: Da
 
 def test_what_is_fixed_stays_while_the_rest_is_trained(before: Bundle, data: Dataset) -> None:
     """After one phase of training, the portion fixed before it has its values still."""
-    from edgekit.compress.quantize.codebook.coding import own_weights
+    from edgekit.compress.layers import own_weights
     from edgekit.compress.quantize.codebook.power import PowersOfTwo, _largest, _nearest
     from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
     from edgekit.compress.step import Context

@@ -6,36 +6,17 @@ entry gets the sum over its weights, as Han et al., ICLR 2016, section 3.3), and
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.quantize.rules import RULES, Role
 from edgekit.compress.rewrite import finish
-from edgekit.program import aten, attribute, codebook_of, layer_name, set_attribute
+from edgekit.program import aten, attribute, codebook_of, set_attribute
 
 # Codes are stored as bytes.
 MOST_ENTRIES = 256
-
-
-def own_weights(module: GraphModule, keep: Sequence[str] = ()) -> list[tuple[Node, str]]:
-    """Convolutions and linear layers with the name of their weight, where it is a plain tensor that they alone read.
-
-    Args:
-        module: The graph.
-        keep: Name patterns (``fnmatch``) of layers to leave out.
-    """
-    found = []
-    for node in module.graph.nodes:
-        weight: Any = node.args[1] if RULES.get(node.target) is Role.COMPUTE else None
-        own = isinstance(weight, Node) and weight.op == "get_attr" and len(weight.users) == 1
-        if own and not any(fnmatch.fnmatch(layer_name(node), pattern) for pattern in keep):
-            found.append((node, str(weight.target)))
-    return found
 
 
 def put_codes(module: GraphModule, node: Node, codes: torch.Tensor, codebook: torch.Tensor) -> None:

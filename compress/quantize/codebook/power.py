@@ -10,7 +10,8 @@ import torch
 from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
-from edgekit.compress.quantize.codebook.coding import entropy_bits, fixed_bits, own_weights, put_codes
+from edgekit.compress.layers import own_weights
+from edgekit.compress.quantize.codebook.coding import entropy_bits, fixed_bits, put_codes
 from edgekit.compress.rewrite import finish, fold_batch_norm, remove_dropout
 from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.errors import StepError

@@ -10,7 +10,8 @@ import torch
 
 from edgekit.bundle import Bundle
 from edgekit.compress.finetune import Finetune
-from edgekit.compress.quantize.codebook.coding import MOST_ENTRIES, entropy_bits, fixed_bits, own_weights, put_codes
+from edgekit.compress.layers import own_weights
+from edgekit.compress.quantize.codebook.coding import MOST_ENTRIES, entropy_bits, fixed_bits, put_codes
 from edgekit.compress.rewrite import finish, fold_batch_norm, remove_dropout
 from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.errors import StepError
