@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -157,3 +159,23 @@ def test_the_search_finds_the_fewest(needed: int) -> None:
         assert min(passed) == needed
     if needed > 9:
         assert not passed
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_few_bits_are_packed_in_the_bundle(bits: int, before: Bundle, data: Dataset, tmp_path: Path) -> None:
+    after = compress(before, f"quantize:weight_bits={bits},images=64", data, output=tmp_path / "after")
+    module = after.module()
+    weights = {
+        str(node.args[0].target): attribute(module, str(node.args[0].target)).numel()
+        for node in module.graph.nodes
+        if node.target is quantized.dequantize_per_channel.default
+    }
+    with zipfile.ZipFile(tmp_path / "after" / "program.pt2") as archive:
+        stored = sum(
+            entry.compress_size
+            for entry in archive.infolist()
+            if ("/weights/" in entry.filename or "/constants/" in entry.filename)
+            and entry.file_size in weights.values()
+        )
+    # Entropy coding: a symmetric grid of b bits has one level less than 2^b, and its ends are rare.
+    assert stored < sum(weights.values()) * bits / 8 + 100 * len(weights)
