@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from edgekit.compress.quantize.rules import RULES, Role
+from edgekit.export.exporter import Lowered
 from edgekit.export.lowering import DQ, Q, weight_nodes
 from edgekit.program import layer_name, node_values
 
@@ -43,23 +44,25 @@ class LayerMatch:
     worst_channel_db: float
 
 
-def match_layers(module: GraphModule, inputs: np.ndarray, taps: Mapping[str, np.ndarray]) -> list[LayerMatch]:
+def match_layers(lowered: Lowered, inputs: np.ndarray, taps: Mapping[str, np.ndarray]) -> list[LayerMatch]:
     """Finds for every convolution and linear layer of a lowered program its tensor in the file.
 
     Args:
-        module: The lowered program.
+        lowered: The lowered program.
         inputs: float32 inputs, shape (n, C, H, W).
         taps: The file's intermediate tensors for the same inputs, each with n samples in its first dimension.
 
     Returns:
         The layers in the order of the program.
     """
+    module = lowered.module
     values = node_values(module, torch.from_numpy(inputs))
     matches = []
     for node in weight_nodes(module):
         best = LayerMatch(layer_name(node), "", -EQUAL_DB)
         for place in _same_layer(node):
-            reference = values[place.name].numpy()
+            sign, offset = lowered.shifted.get(place.name, (1, 0.0))
+            reference = sign * (values[place.name].numpy() - np.float32(offset))
             for name, tap in taps.items():
                 for candidate in _layouts(tap, reference.shape):
                     if candidate.dtype.kind != "f":

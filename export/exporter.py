@@ -41,12 +41,14 @@ class Lowered:
         precision: One of :data:`PRECISIONS`.
         input_shape: Shape of one input without the batch, in the bundle's layout.
         notes: What was rewritten for this format, and what the format can't keep.
+        shifted: Tensors that the file holds as s (x - c), by the name of the node, with s (1 or -1) and c.
     """
 
     module: GraphModule
     precision: str
     input_shape: tuple[int, ...]
     notes: tuple[str, ...] = field(default=())
+    shifted: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
 
 class Exporter(abc.ABC):

@@ -79,7 +79,9 @@ class NcnnExporter(Exporter):
             )
             if narrow_weights(module):
                 notes.append("ncnn stores every weight in 8 bits: fewer bits make this file no smaller")
-        return Lowered(module, precision, bundle.input_shape, tuple(notes))
+        groups = shifted(module) if precision == "int8" else []
+        shown = {node.name: (group.sign, group.offset) for group in groups for node in (*group.relus, *group.pairs)}
+        return Lowered(module, precision, bundle.input_shape, tuple(notes), shown)
 
     def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:
         module = duplicate(lowered.module)

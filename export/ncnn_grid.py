@@ -45,6 +45,11 @@ class Shifted:
     negated: bool
 
     @property
+    def sign(self) -> int:
+        """s of what is handed on, s (x - c)."""
+        return -1 if self.negated else 1
+
+    @property
     def offset(self) -> float:
         """c: half of the range."""
         return float(self.pairs[0].args[1]) * SYMMETRIC_MAX  # type: ignore[arg-type]
@@ -103,7 +108,7 @@ def move(module: GraphModule, groups: list[Shifted]) -> dict[str, float]:
     """
     padded = {}
     for group in groups:
-        c, sign = group.offset, -1 if group.negated else 1
+        c, sign = group.offset, group.sign
         for relu in group.relus:
             producer: Any = relu.args[0]
             _rewrite(module, producer, sign, lambda bias, _, sign=sign, c=c: sign * (bias - c))

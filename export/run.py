@@ -290,7 +290,7 @@ def _layers(
             for name, value in {**tapped, "output": output}.items():
                 taps.setdefault(name, []).append(value)
     joined = {name: np.concatenate(v) for name, v in taps.items() if v[0].ndim and len(v) == len(samples)}
-    return match_layers(lowered.module, samples, joined), facts
+    return match_layers(lowered, samples, joined), facts
 
 
 def _integer_share(lowered: Lowered, facts: dict[str, Any]) -> float | None:

@@ -23,7 +23,8 @@ def _corrupt(path: Path, weight: np.ndarray) -> None:
     """Changes one weight in the file, found by its bytes in the order in which the format keeps them."""
     for file in (path, path.with_suffix(".bin")):
         content = bytearray(file.read_bytes()) if file.is_file() else bytearray()
-        orders = [weight] if weight.ndim == 2 else [weight, weight.transpose(0, 2, 3, 1)]
+        # ncnn holds the negative where a layer's input or output is handed on negated.
+        orders = [order for w in (weight, -weight) for order in ([w] if w.ndim == 2 else [w, w.transpose(0, 2, 3, 1)])]
         for order in orders:
             place = bytes(content).find(np.ascontiguousarray(order).tobytes())
             if place >= 0:
