@@ -5,20 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.flow import Flow, analyse
-from edgekit.compress.prune.importance import class_scores
+from edgekit.compress.prune.importance import Batches, Importance, class_scores
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.selection import select
 from edgekit.compress.prune.surgery import cut
 from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.cost import Cost, cost_of
+from edgekit.data.dataset import to_inputs
 from edgekit.errors import StepError
 from edgekit.program import attribute
+
+# Images for each gradient that taylor looks at.
+_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,24 +38,31 @@ class PruneChannels(Step):
         macs: Share of the multiply-accumulates to keep, between 0 and 1.
         parameters: Share of the parameters of convolutions and linear layers to keep, between 0 and 1.
         ratio: Share of the multiply-accumulates to cut; ``ratio=0.5`` is ``macs=0.5``.
-        importance: Norm that ranks channels, aggregated by group.
+        importance: What ranks channels, together with all that are coupled: the norm of their weights, their filters' distance
+            to the others of the layer (``geometric-median``), the scale of batch norm, the first-order change of the loss on
+            ``images`` training images (``taylor``), or chance, as a control.
         scope: Rank all channels together, or cut the same share everywhere.
         floor: Share of its channels that every layer keeps.
         multiple: Cut so many channels of the same layers at a time, so that widths stay multiples of it: runtimes have
             their fast kernels for multiples of 4, 8 or 16 channels, and a width between may be slower than the original.
+        images: How many training images ``taylor`` looks at.
         epochs: Epochs of fine-tuning after the cut.
         learning_rate: Peak learning rate of the fine-tuning.
     """
 
     name: ClassVar[str] = "prune-channels"
     summary: ClassVar[str] = "cut whole channels out of every layer that shares them, then fine-tune"
-    source: ClassVar[str] = "Li et al., ICLR 2017 (L1); He et al., IJCAI 2018 (L2); Fang et al., CVPR 2023 (groups)"
+    source: ClassVar[str] = (
+        "Li et al., ICLR 2017 (L1); He et al., IJCAI 2018 (L2) and CVPR 2019 (geometric median); Liu et al., ICCV 2017 (batch "
+        "norm); Molchanov et al., CVPR 2019 (Taylor); Fang et al., CVPR 2023 (groups)"
+    )
     example: ClassVar[str] = "macs=0.6,epochs=1"
 
     macs: float | None = None
     parameters: float | None = None
     ratio: float | None = None
-    importance: Literal["l1", "l2"] = "l2"
+    importance: Importance = "l2"
+    images: int = 512
     scope: Literal["global", "layer"] = "global"
     floor: float = 0.1
     multiple: int = 8
@@ -67,6 +79,8 @@ class PruneChannels(Step):
             raise ValueError(f"floor is a share between 0 and 1, not {self.floor:g}")
         if self.multiple < 1:
             raise ValueError(f"multiple must be at least 1, not {self.multiple}")
+        if self.images < 1:
+            raise ValueError(f"images must be at least 1, not {self.images}")
         if self.epochs < 0:
             raise ValueError(f"epochs can't be {self.epochs}")
 
@@ -85,7 +99,8 @@ class PruneChannels(Step):
             context.dataset(self.name)  # ask for it before the work, not after
         module = bundle.module()
         before = cost_of(module)
-        flow = prune(module, self)
+        batches = self._batches(bundle, context) if self.importance == "taylor" else None
+        flow = prune(module, self, batches=batches, seed=context.seed)
         pruned = bundle.with_module(module)
         after = cost_of(pruned.module())
         report = _report(before, after, flow)
@@ -93,6 +108,14 @@ class PruneChannels(Step):
             finetune = Finetune(epochs=self.epochs, learning_rate=self.learning_rate)
             pruned, report["finetune"] = finetune.apply(pruned, context)
         return pruned, report
+
+    def _batches(self, bundle: Bundle, context: Context) -> Batches:
+        train = context.dataset(self.name).train
+        chosen = np.random.default_rng(context.seed).permutation(len(train))[: self.images]
+        for start in range(0, len(chosen), _BATCH):
+            part = np.sort(chosen[start : start + _BATCH])
+            x = to_inputs(train.images(part), bundle.preprocessing)
+            yield torch.from_numpy(x), torch.from_numpy(train.labels[part])
 
     def ensures(self, before: Bundle, after: Bundle) -> None:
         measure, share = self.goal
@@ -103,14 +126,20 @@ class PruneChannels(Step):
             raise StepError(f"{reached:.1%} of the {measure} are left, the goal was {share:.1%}")
 
 
-def prune(module: GraphModule, settings: PruneChannels) -> Flow:
+def prune(module: GraphModule, settings: PruneChannels, *, batches: Batches | None = None, seed: int = 0) -> Flow:
     """Cuts channels of a graph in place, without fine-tuning, and returns the analysis that led there.
+
+    Args:
+        module: The graph.
+        settings: The goal, and what ranks channels.
+        batches: Inputs and labels, where ``taylor`` ranks.
+        seed: Where chance does.
 
     Raises:
         StepError: If nothing can be cut, or the goal can't be met.
     """
     flow = analyse(module, RULES)
-    scores = class_scores(flow, settings.importance)
+    scores = class_scores(flow, settings.importance, batches=batches, seed=seed)
     if not scores:
         stops = "; ".join(f"{b.operator} at {b.layer}" for b in flow.barriers[:3])
         raise StepError(

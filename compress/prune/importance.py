@@ -7,35 +7,68 @@ of a residual stream, which many layers read, goes later than one that only two 
 treat them alike, though cutting the first disturbs every layer that reads it. Batch norm is folded into the weights
 first, because a filter's own scale says nothing in front of a normalization.
 
+The geometric median scores the weights that make a channel alike, by their distance to the other filters of the layer. The
+scale of batch norm and the first-order Taylor term have units of their own, which all layers share.
+
 Sources: L1: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.1. L2: He et al., "Soft Filter
-Pruning", IJCAI 2018, section 3.2.
+Pruning", IJCAI 2018, section 3.2. Batch norm: Liu et al., "Network Slimming", ICCV 2017, section 3. Geometric median: He et
+al., "FPGM", CVPR 2019, equation 6. Taylor: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019,
+equations 8 and 9.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
 from edgekit.compress.prune.flow import Flow
-from edgekit.program import aten, attribute
+from edgekit.errors import StepError, UsageError
+from edgekit.program import aten, attribute, layer_name
 
 Norm = Literal["l1", "l2"]
+Importance = Literal["l1", "l2", "geometric-median", "batch-norm", "taylor", "random"]
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
-def class_scores(flow: Flow, norm: Norm) -> dict[int, float]:
+def class_scores(
+    flow: Flow, importance: Importance, *, batches: Batches | None = None, seed: int = 0
+) -> dict[int, float]:
     """The score of every class of channels that may be cut; the lowest goes first.
 
     Args:
         flow: The analysed graph.
-        norm: ``l1`` for the sum of magnitudes, ``l2`` for the root of the sum of squares.
+        importance: The criterion.
+        batches: Inputs and labels, for ``taylor``.
+        seed: Of ``random``.
 
     Returns:
-        Score by class representative; an average channel gives 1 for each weight it is part of (before the norm).
+        Score by class representative.
+
+    Raises:
+        StepError: If a class has nothing that the criterion could score.
     """
+    if importance == "taylor":
+        if batches is None:
+            raise UsageError("taylor needs data, and none was given", "Give --data, or another importance.")
+        return _taylor(flow, batches)
+    if importance == "batch-norm":
+        return _batch_norm_scales(flow)
+    if importance == "geometric-median":
+        return _distances(flow)
+    if importance == "random":
+        roots = sorted(_by_norm(flow, "l2"))
+        return dict(zip(roots, np.random.default_rng(seed).random(len(roots)).tolist(), strict=True))
+    return _by_norm(flow, importance)
+
+
+def _by_norm(flow: Flow, norm: Norm) -> dict[int, float]:
+    """An average channel gives 1 for each weight it is part of (before the norm over them)."""
     parts: dict[int, list[float]] = defaultdict(list)
     for slot in flow.slots:
         roots = flow.roots(slot.ids)
@@ -48,6 +81,66 @@ def class_scores(flow: Flow, norm: Norm) -> dict[int, float]:
                 parts[root].append(value)
     order = 1 if norm == "l1" else 2
     return {root: float(np.linalg.norm(values, order)) for root, values in parts.items()}
+
+
+def _distances(flow: Flow) -> dict[int, float]:
+    """Sum of distances to the other filters of the layer, relative to the layer's mean, over the weights that make a class."""
+    scores: dict[int, float] = defaultdict(float)
+    for slot in flow.slots:
+        if slot.role != "out":
+            continue
+        weight = _folded_weight(flow.module, slot.node)
+        rows = torch.from_numpy(np.moveaxis(weight, slot.dim, 0).reshape(len(slot.ids), -1))
+        distances = torch.cdist(rows, rows).sum(1).numpy()
+        relative = distances / max(float(distances.mean()), 1e-30)
+        for root, value in zip(flow.roots(slot.ids).tolist(), relative.tolist(), strict=True):
+            if not flow.is_frozen(root):
+                scores[root] += value
+    return dict(scores)
+
+
+def _batch_norm_scales(flow: Flow) -> dict[int, float]:
+    """The mean magnitude of the scales that batch norm gives the channels of a class."""
+    parts: dict[int, list[float]] = defaultdict(list)
+    for slot in flow.slots:
+        if slot.node.target is not aten.batch_norm.default or slot.parameter != str(
+            getattr(slot.node.args[1], "target", "")
+        ):
+            continue
+        scales = attribute(flow.module, slot.parameter).detach().abs().double().tolist()
+        for root, value in zip(flow.roots(slot.ids).tolist(), scales, strict=True):
+            if not flow.is_frozen(root):
+                parts[root].append(value)
+    for slot in flow.slots:
+        bare = [r for r in flow.roots(slot.ids).tolist() if r not in parts and not flow.is_frozen(r)]
+        if slot.role == "out" and bare:
+            raise StepError(
+                f"{layer_name(slot.node)} has no batch norm behind it that could rank its channels",
+                "Take importance=l2.",
+            )
+    return {root: float(np.mean(values)) for root, values in parts.items()}
+
+
+def _taylor(flow: Flow, batches: Batches) -> dict[int, float]:
+    """The mean over batches of (sum of g w over all parameters of a class)²: what the loss changes by, to first order."""
+    parameters = {name for name, _ in flow.module.named_parameters()}
+    scores: dict[int, float] = defaultdict(float)
+    for x, y in batches:
+        flow.module.zero_grad()
+        F.cross_entropy(flow.module(x), y).backward()  # type: ignore[no-untyped-call]
+        totals: dict[int, float] = defaultdict(float)
+        for slot in flow.slots:
+            value = attribute(flow.module, slot.parameter)
+            if slot.parameter not in parameters or value.grad is None:
+                continue
+            product = (value.detach() * value.grad).double().movedim(slot.dim, 0).reshape(len(slot.ids), -1).sum(1)
+            for root, part in zip(flow.roots(slot.ids).tolist(), product.tolist(), strict=True):
+                if not flow.is_frozen(root):
+                    totals[root] += part
+        for root, total in totals.items():
+            scores[root] += total**2
+    flow.module.zero_grad()
+    return dict(scores)
 
 
 def slice_norms(weight: np.ndarray, dim: int, norm: Norm) -> np.ndarray:

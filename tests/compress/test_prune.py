@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from edgekit import zoo
+from edgekit.bundle import Bundle
+from edgekit.compress.pipeline import compress
 from edgekit.compress.prune.channels import PruneChannels, prune
 from edgekit.compress.prune.flow import Flow, Labels, analyse
 from edgekit.compress.prune.importance import class_scores, slice_norms
@@ -15,7 +17,8 @@ from edgekit.compress.prune.rules import RULES, rule
 from edgekit.compress.prune.selection import select
 from edgekit.compress.prune.surgery import cut
 from edgekit.cost import cost_of
-from edgekit.errors import StepError
+from edgekit.data.dataset import Dataset
+from edgekit.errors import StepError, UsageError
 from edgekit.program import attribute, export_program, trainable
 from edgekit.testing import networks
 
@@ -237,3 +240,84 @@ def test_a_rest_that_fills_no_chunk_stays() -> None:
     graph = trainable(export_program(networks.make("plain"), networks.INPUT_SHAPE))
     with pytest.raises(StepError, match="multiple"):
         prune(graph, PruneChannels(macs=0.05, multiple=8, epochs=0))
+
+
+def _first_layer(network: nn.Module) -> tuple[torch.fx.GraphModule, Flow, list[int]]:
+    module = trainable(export_program(network, networks.INPUT_SHAPE))
+    flow = analyse(module, RULES)
+    roots = next(flow.roots(s.ids) for s in flow.slots if s.parameter == "conv1.weight" and s.dim == 0)
+    return module, flow, roots.tolist()
+
+
+def test_geometric_median_against_numpy() -> None:
+    module, flow, roots = _first_layer(networks.make("plain"))
+    bn = module.bn1
+    scale = (bn.weight / torch.sqrt(bn.running_var + 1e-5)).detach().double().view(-1, 1, 1, 1)
+    filters = (module.conv1.weight.detach().double() * scale).numpy().reshape(len(roots), -1)
+    distances = np.array([sum(np.linalg.norm(a - b) for b in filters) for a in filters])
+    scores = class_scores(flow, "geometric-median")
+    np.testing.assert_allclose([scores[root] for root in roots], distances / distances.mean(), rtol=1e-6)
+
+
+def test_batch_norm_scales_rank_and_a_layer_without_is_named() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12)
+            self.head = nn.Linear(12, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.bn1(self.conv1(x))).mean((2, 3)))
+
+    network = Normed().eval()
+    nn.init.normal_(network.bn1.weight, generator=torch.Generator().manual_seed(0))
+    _, flow, roots = _first_layer(network)
+    scores = class_scores(flow, "batch-norm")
+    np.testing.assert_allclose([scores[root] for root in roots], network.bn1.weight.detach().abs())
+    with pytest.raises(StepError, match="hidden has no batch norm"):
+        class_scores(
+            analyse(trainable(export_program(networks.make("plain"), networks.INPUT_SHAPE)), RULES), "batch-norm"
+        )
+
+
+def test_taylor_is_the_slope_of_the_loss_along_a_channel() -> None:
+    """d/da L(a w) at a = 1, by finite differences in float64, over all parameters of a class."""
+    module, flow, roots = _first_layer(networks.make("plain"))
+    module.double()
+    x, y = networks.images(8).double(), torch.arange(8) % networks.CLASSES
+    scores = class_scores(flow, "taylor", batches=[(x, y)])
+    for root in roots[:4]:
+        losses = []
+        for factor in (1 + 1e-5, 1 - 1e-5):
+            scaled = trainable(export_program(networks.make("plain"), networks.INPUT_SHAPE)).double()
+            for slot in flow.slots:
+                value = attribute(scaled, slot.parameter)
+                if not isinstance(value, nn.Parameter):
+                    continue
+                mine = torch.from_numpy(flow.roots(slot.ids) == root)
+                shape = [1] * value.dim()
+                shape[slot.dim] = -1
+                value.data = value.data * (1 + (factor - 1) * mine.double()).view(shape)
+            with torch.no_grad():
+                losses.append(float(nn.functional.cross_entropy(scaled(x), y)))
+        slope = (losses[0] - losses[1]) / 2e-5
+        assert scores[root] == pytest.approx(slope**2, rel=1e-4)
+
+
+def test_chance_is_the_same_for_the_same_seed() -> None:
+    _, flow, _ = _first_layer(networks.make("plain"))
+    assert class_scores(flow, "random", seed=1) == class_scores(flow, "random", seed=1)
+    assert class_scores(flow, "random", seed=1) != class_scores(flow, "random", seed=2)
+
+
+@pytest.mark.parametrize("importance", ["geometric-median", "taylor", "random"])
+def test_every_importance_prunes_to_the_goal(importance: str, before: Bundle, data: Dataset) -> None:
+    step = f"prune-channels:macs=0.6,epochs=0,importance={importance}"
+    small, again = compress(before, step, data), compress(before, step, data)
+    assert cost_of(small.module()).macs <= 0.6 * cost_of(before.module()).macs
+    assert small.fingerprint == again.fingerprint
+
+
+def test_taylor_without_data_is_refused(before: Bundle) -> None:
+    with pytest.raises(UsageError, match="data"):
+        compress(before, "prune-channels:macs=0.6,epochs=0,importance=taylor")
