@@ -28,6 +28,9 @@ def inspect(
             "--sensitivity", metavar="STEP", help="What each layer costs when it is quantized, for example quantize."
         ),
     ] = None,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Show which channels are coupled: prune-channels cuts them together.")
+    ] = False,
     data: options.Data = None,
     images: Annotated[int, typer.Option("--images", min=1, help="Validation images that judge --sensitivity.")] = 1000,
     as_json: options.AsJson = False,
@@ -42,6 +45,8 @@ def inspect(
 
       edgekit inspect zoo:digits-cnn --no-layers --target local
 
+      edgekit inspect zoo:resnet20-cifar --no-layers --groups
+
       edgekit inspect zoo:digits-cnn --sensitivity quantize:weight_bits=4 --data digits
 
     One MAC is one multiply-add of a convolution, a linear layer or a matrix product, for one input. Batch norm,
@@ -53,6 +58,8 @@ def inspect(
     bundle = options.load_model(model, weights, input_shape)
     cost = cost_of(bundle.module())
     extra: dict[str, Any] = {}
+    if groups:
+        extra["groups"], extra["barriers"] = _groups(bundle)
     if target is not None:
         extra["forecast"] = _forecast(bundle, cost, target)
     if sensitivity is not None:
@@ -86,6 +93,8 @@ def inspect(
         render.stdout.print()
         rows = [[row["runtime"], row["verdict"], row["reason"]] for row in extra["forecast"]["runtimes"]]
         render.table(f"int8 on {extra['forecast']['cpu']}: a forecast", ("runtime", "int8 is", "because"), rows, left=3)
+    if "groups" in extra:
+        _show_groups(extra["groups"], extra["barriers"])
     if "sensitivity" in extra:
         render.stdout.print()
         columns = ("layer", "bits", "alone: dB", "drop", "±", "inside: dB", "median channel: dB")
@@ -95,6 +104,37 @@ def inspect(
             for row in extra["sensitivity"]
         ]  # fmt: skip
         render.table("sensitivity, the most sensitive layer first", columns, rows)
+
+
+def _groups(bundle: Bundle) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    from edgekit.compress.prune.groups import coupled_groups
+
+    found, barriers = coupled_groups(bundle.module())
+    return [group.to_dict() for group in found], [dict(vars(barrier)) for barrier in barriers]
+
+
+def _show_groups(groups: list[dict[str, Any]], barriers: list[dict[str, str]]) -> None:
+    from edgekit.cli import render
+
+    render.stdout.print()
+    rows = [
+        [
+            str(row["channels"]),
+            "fixed" if row["fixed"] else "free",
+            _some(row["made_by"]),
+            _some(row["read_by"]),
+        ]
+        for row in groups
+    ]
+    render.table("groups of coupled channels", ("channels", "", "made by", "read by"), rows, left=4)
+    for barrier in barriers:
+        text = f"not followed through {barrier['operator']} at {barrier['layer']}. {barrier['remedy']}"
+        render.stdout.print(text, soft_wrap=True)
+
+
+def _some(names: list[str]) -> str:
+    """The first few; --json has all."""
+    return ", ".join(names[:2]) + f" and {len(names) - 2} more" * (len(names) > 2)
 
 
 def _forecast(bundle: Bundle, cost: Cost, target: str) -> dict[str, Any]:

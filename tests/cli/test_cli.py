@@ -73,6 +73,19 @@ def test_inspect() -> None:
     assert "layer3.2.conv2" in text
 
 
+def test_inspect_shows_which_channels_are_coupled() -> None:
+    found = json.loads(run("inspect", "zoo:resnet20-cifar", "--groups", "--json").stdout)
+    assert found["barriers"] == []
+    groups = found["groups"]
+    assert sum(group["channels"] for group in groups if group["made_by"] == ["layer1.0.conv1"]) == 16
+    shared = next(group for group in groups if "conv1" in group["made_by"])
+    assert {"layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2"} <= set(shared["made_by"])
+    assert "layer2.0.conv1" in shared["read_by"]
+    assert [group["channels"] for group in groups if group["fixed"] and "linear" in group["made_by"]] == [10]
+    text = run("inspect", "zoo:resnet20-cifar", "--no-layers", "--groups").stdout
+    assert "groups of coupled channels" in text
+
+
 def test_inspect_forecasts_and_shows_sensitivities() -> None:
     asked = ("inspect", "zoo:digits-cnn", "--no-layers", "--target", "local")
     sensitivity = ("--sensitivity", "quantize:weight_bits=3,images=32", "--data", "digits", "--images", "50")
