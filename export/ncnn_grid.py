@@ -84,10 +84,10 @@ def to_symmetric(module: GraphModule, in_float: list[Node]) -> None:
     finish(module)
     for group in _groups(module, lambda node: int(node.args[2]) == 0):
         for node in group.pairs:
-            source: Any = node.args[0]
+            pair: Any = node.args[0]
             # The same range [0, 127 step] on 255 levels.
-            bounds = (float(node.args[1]) / 2, -SYMMETRIC_MAX, *node.args[3:])  # type: ignore[arg-type]
-            source.args, node.args = (source.args[0], *bounds), (source, *bounds)
+            grid = (float(node.args[1]) / 2, -SYMMETRIC_MAX, *node.args[3:])  # type: ignore[arg-type]
+            pair.args, node.args = (pair.args[0], *grid), (pair, *grid)
     module.recompile()
 
 
@@ -111,40 +111,49 @@ def move(module: GraphModule, groups: list[Shifted]) -> dict[str, float]:
         c, sign = group.offset, group.sign
         for relu in group.relus:
             producer: Any = relu.args[0]
-            _rewrite(module, producer, sign, lambda bias, _, sign=sign, c=c: sign * (bias - c))
+            bias, _ = _bias_and_sums(module, producer)
+            _put(module, producer, sign * (bias - c), sign)
             relu.target, relu.args, relu.kwargs = aten.clamp.default, (producer, -c, c), {}
         for pair in group.pairs:
             for reader in list(pair.users):
-                # Its own sum of weights, before they are negated: w x = w c - w (c - x) = w c + w (x - c).
-                _rewrite(module, reader, sign, lambda bias, sums, c=c: bias + c * sums)
+                # w x = w c + w (x - c), with the sum of its own weights, before they are negated.
+                bias, sums = _bias_and_sums(module, reader)
+                _put(module, reader, bias + c * sums, sign)
                 if group.negated:
                     padded[reader.name] = c
     module.recompile()
     return padded
 
 
-def _rewrite(
-    module: GraphModule, layer: Node, sign: int, bias_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-) -> None:
-    """Gives a layer a bias of its own, made of its bias and the sums of its weights, and its weight times the sign."""
+def _bias_and_sums(module: GraphModule, layer: Node) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's bias, and the sum of the weights of each of its channels; float64, shape (channels,)."""
     weight: Any = layer.args[1]
-    quantized_weight = weight.op != "get_attr"
-    floats = dequantized_weight(module, weight) if quantized_weight else attribute(module, str(weight.target)).detach()
+    floats = attribute(module, str(weight.target)).detach() if _is_float(weight) else dequantized_weight(module, weight)
     sums = floats.double().flatten(1).sum(1)
     bias: Any = layer.args[2] if len(layer.args) > 2 else None
-    before = attribute(module, str(bias.target)).detach().double() if bias is not None else torch.zeros_like(sums)
-    new_bias = _new_attribute(module, layer, "bias", torch.nn.Parameter(bias_of(before, sums).to(torch.float32)))
+    return attribute(module, str(bias.target)).detach().double() if bias is not None else torch.zeros_like(sums), sums
+
+
+def _put(module: GraphModule, layer: Node, bias: torch.Tensor, sign: int) -> None:
+    """Gives a layer this bias, and the negative of its weight if the sign is negative."""
+    new_bias = _new_attribute(module, layer, "bias", torch.nn.Parameter(bias.to(torch.float32)))
     layer.args = (*layer.args[:2], new_bias, *layer.args[3:])
     if sign > 0:
         return
-    if quantized_weight:
-        values = _new_attribute(module, layer, "int8", -attribute(module, str(weight.args[0].target)))
-        with module.graph.inserting_before(layer):
-            negated = module.graph.call_function(weight.target, (values, *weight.args[1:]))
-        negated.meta["val"] = weight.meta["val"]
-    else:
-        negated = _new_attribute(module, layer, "weight", torch.nn.Parameter(-floats))
+    weight: Any = layer.args[1]
+    if _is_float(weight):
+        floats = attribute(module, str(weight.target)).detach()
+        layer.update_arg(1, _new_attribute(module, layer, "weight", torch.nn.Parameter(-floats)))
+        return
+    values = _new_attribute(module, layer, "int8", -attribute(module, str(weight.args[0].target)))
+    with module.graph.inserting_before(layer):
+        negated = module.graph.call_function(weight.target, (values, *weight.args[1:]))
+    negated.meta["val"] = weight.meta["val"]
     layer.update_arg(1, negated)
+
+
+def _is_float(weight: Node) -> bool:
+    return weight.op == "get_attr"
 
 
 def _new_attribute(module: GraphModule, layer: Node, kind: str, value: torch.Tensor) -> Node:

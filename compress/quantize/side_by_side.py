@@ -134,8 +134,8 @@ def _correct(module: GraphModule, node: Node, wanted: list[torch.Tensor], values
     bias = attribute(module, str(own_bias(node)))
     was = bias.detach().clone()
     count = sum(value.numel() for value in values) // was.numel()
-    differences = (a - b for a, b in zip(wanted, values, strict=True))
-    mean = sum(d.sum(_but_channels(d), dtype=torch.float64) for d in differences) / count
+    sums = [(a - b).sum(_but_channels(b), dtype=torch.float64) for a, b in zip(wanted, values, strict=True)]
+    mean = torch.stack(sums).sum(0) / count
     bias.data = on_grid(was + mean.to(torch.float32), bias_scale(module, node))
     shift = bias.data - was
     for value in values:
