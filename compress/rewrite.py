@@ -113,6 +113,16 @@ def strided_slice_to_pool(module: GraphModule) -> int:
     return changed
 
 
+def replace_by_tensor(module: GraphModule, node: Node, name: str, value: torch.Tensor) -> None:
+    """Puts a parameter in the place of a node that computed it, in place; call :func:`finish` when all are done."""
+    set_attribute(module, name, torch.nn.Parameter(value))
+    with module.graph.inserting_before(node):
+        plain = module.graph.get_attr(name)
+    plain.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(plain)
+    module.graph.erase_node(node)
+
+
 def finish(module: GraphModule) -> None:
     """Clears what an edit left without use, and compiles the graph again."""
     module.graph.eliminate_dead_code()

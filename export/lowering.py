@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 from edgekit.bundle import Bundle
 from edgekit.compress.prune.sparse import expand_sparse
 from edgekit.compress.quantize.codebook.coding import expand_codes
-from edgekit.compress.rewrite import finish, fold_batch_norm, remove_dropout
+from edgekit.compress.rewrite import finish, fold_batch_norm, remove_dropout, replace_by_tensor
 from edgekit.errors import UnsupportedOperatorError
 from edgekit.program import aten, attribute, layer_name, quantized, set_attribute
 
@@ -156,12 +156,7 @@ def strip_quantization(module: GraphModule) -> dict[str, tuple[float, int]]:
                 module.graph.erase_node(q)
         elif node.target is DQ_CHANNEL:
             name = str(node.args[0].target).removesuffix("_int8")
-            set_attribute(module, name, torch.nn.Parameter(dequantized_weight(module, node)))
-            with module.graph.inserting_before(node):
-                source = module.graph.get_attr(name)
-            source.meta["val"] = node.meta["val"]
-            node.replace_all_uses_with(source)
-            module.graph.erase_node(node)
+            replace_by_tensor(module, node, name, dequantized_weight(module, node))
     finish(module)
     return found
 

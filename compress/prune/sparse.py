@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.rewrite import finish
+from edgekit.compress.rewrite import finish, replace_by_tensor
 from edgekit.program import aten, attribute, set_attribute, sparse_of
 
 
@@ -47,13 +47,7 @@ def expand_sparse(module: GraphModule) -> int:
         found = sparse_of(node)
         if found is None:
             continue
-        name = found[0].removesuffix("_mask")
-        set_attribute(module, name, torch.nn.Parameter(dense(module, found)))
-        with module.graph.inserting_before(node):
-            plain = module.graph.get_attr(name)
-        plain.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(plain)
-        module.graph.erase_node(node)
+        replace_by_tensor(module, node, found[0].removesuffix("_mask"), dense(module, found))
         changed += 1
     if changed:
         finish(module)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.rewrite import finish
+from edgekit.compress.rewrite import finish, replace_by_tensor
 from edgekit.program import aten, attribute, codebook_of, set_attribute
 
 # Codes are stored as bytes.
@@ -54,13 +54,7 @@ def expand_codes(module: GraphModule) -> int:
         if found is None:
             continue
         codes, table = (attribute(module, name) for name in found)
-        name = found[0].removesuffix("_codes")
-        set_attribute(module, name, torch.nn.Parameter(table.detach()[codes.long()]))
-        with module.graph.inserting_before(node):
-            plain = module.graph.get_attr(name)
-        plain.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(plain)
-        module.graph.erase_node(node)
+        replace_by_tensor(module, node, found[0].removesuffix("_codes"), table.detach()[codes.long()])
         changed += 1
     if changed:
         finish(module)
