@@ -10,6 +10,7 @@ go to benches/results/quantize_cifar.json.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,12 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("runs/quantize-cifar"))
     parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument(
+        "--format", action="append", choices=FORMATS, help="Export to these alone; the rest stays as it was."
+    )
     arguments = parser.parse_args()
     data = edgekit.load_data(f"cifar10:{arguments.shared / 'sets' / 'cifar10_jpegq75_train50k.npz'}")
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = json.loads(RESULT.read_text())["networks"] if arguments.format else {}
     for depth, steps in STEPS.items():
         weights = arguments.shared / "weights" / f"resnet{depth}_jpeg.safetensors"
         original = edgekit.load(f"zoo:resnet{depth}-cifar", weights=weights)
@@ -51,17 +55,19 @@ def main() -> None:
         floats = cost_of(original.module()).bytes
         for name, step in steps.items():
             start = time.monotonic()
-            small = edgekit.compress(original, step, data, output=arguments.work / f"resnet{depth}-{name}")
+            path = arguments.work / f"resnet{depth}-{name}"
+            known = arguments.format and (path / "bundle.json").is_file()
+            small = edgekit.load(path) if known else edgekit.compress(original, step, data, output=path)
             seconds = time.monotonic() - start
             simulated = evaluate(small.module(), data.test, small.preprocessing, limit=arguments.images)
             row: dict[str, Any] = {
+                **results.get(f"resnet{depth}-{name}", {"seconds": seconds}),
                 "step": step,
-                "seconds": seconds,
                 "float_top1": reference.top1,
                 "weights_share": cost_of(small.module()).bytes / floats,
                 "simulated": _against(reference, simulated),
             }
-            for file in edgekit.export(small, FORMATS, data=data, images=arguments.images):
+            for file in edgekit.export(small, arguments.format or FORMATS, data=data, images=arguments.images):
                 accuracy = file.parity["accuracy"]
                 with target_for("local") as target:
                     deployed = evaluate_file(

@@ -44,6 +44,9 @@ def main() -> None:
     parser.add_argument("--nncf", help="Python of an environment with NNCF.")
     parser.add_argument("--network", action="append", choices=("squeezenet", "mobilenet-v1-0.25", "resnet8"))
     parser.add_argument("--step", default="quantize:images=300")
+    parser.add_argument(
+        "--format", action="append", choices=FORMATS, help="Export to these alone; the rest stays as it was."
+    )
     arguments = parser.parse_args()
     shared = arguments.shared
     imagenet = networks.imagenet(shared)
@@ -55,15 +58,15 @@ def main() -> None:
     found = json.loads(RESULT.read_text()) if RESULT.is_file() else {"networks": {}}
     for name, bundle, data in jobs:
         if name in (arguments.network or (name,)):
-            found["networks"][name] = _network(name, bundle, data, arguments)
+            rows = found["networks"].get(name, {}).get("rows", {}) if arguments.format else {}
+            found["networks"][name] = _network(name, bundle, data, rows, arguments)
             write_json(RESULT, {**found, "versions": versions()})
     print(f"wrote {RESULT}")
 
 
-def _network(name: str, bundle: Bundle, data: Dataset, arguments: Any) -> dict[str, Any]:
+def _network(name: str, bundle: Bundle, data: Dataset, rows: dict[str, Any], arguments: Any) -> dict[str, Any]:
     work = arguments.work / name
     reference = evaluate(bundle.module(), data.test, bundle.preprocessing)
-    rows: dict[str, Any] = {}
 
     def add(tool: str, found: Evaluation, extra: dict[str, Any] | None = None) -> None:
         difference, error = paired_difference(reference, found)
@@ -81,13 +84,20 @@ def _network(name: str, bundle: Bundle, data: Dataset, arguments: Any) -> dict[s
         def run(path: Path, kind: str) -> Evaluation:
             return evaluate_file(path, RUNTIMES[kind], target, data.test, bundle.preprocessing)
 
-        small = edgekit.compress(bundle, arguments.step, data, output=work / "int8")
+        known = arguments.format and (work / "int8" / "bundle.json").is_file()
+        small = (
+            edgekit.load(work / "int8")
+            if known
+            else edgekit.compress(bundle, arguments.step, data, output=work / "int8")
+        )
         simulated = evaluate(small.module(), data.test, small.preprocessing)
         add("edgekit simulated", simulated)
-        for file in edgekit.export(small, FORMATS, data=data):
+        for file in edgekit.export(small, arguments.format or FORMATS, data=data):
             found = run(file.path, file.parity["format"])
             difference = paired_difference(simulated, found)[0]
             add(f"edgekit {file.parity['format']}", found, {"against_simulated": difference})
+        if arguments.format:
+            return {"test_images": len(reference.labels), "float_top1": reference.top1, "rows": rows}
         floats = {
             f.parity["format"]: f.path for f in edgekit.export(bundle, FORMATS[:2], data=data, output=work / "float")
         }

@@ -25,7 +25,7 @@ from edgekit.export.lowering import (
     strip_quantization,
     weight_nodes,
 )
-from edgekit.export.ncnn_grid import SYMMETRIC_MAX, move, shifted, to_symmetric
+from edgekit.export.ncnn_grid import SYMMETRIC_MAX, move, shifted, shown, to_symmetric
 from edgekit.export.ncnn_model import Layer, read_param, read_weights, write_param, write_weights
 from edgekit.export.onnx import save, to_onnx
 from edgekit.files import atomic_file
@@ -79,9 +79,8 @@ class NcnnExporter(Exporter):
             )
             if narrow_weights(module):
                 notes.append("ncnn stores every weight in 8 bits: fewer bits make this file no smaller")
-        groups = shifted(module) if precision == "int8" else []
-        shown = {node.name: (group.sign, group.offset) for group in groups for node in (*group.relus, *group.pairs)}
-        return Lowered(module, precision, bundle.input_shape, tuple(notes), shown)
+        moved = shown(module, shifted(module)) if precision == "int8" else {}
+        return Lowered(module, precision, bundle.input_shape, tuple(notes), moved)
 
     def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:
         module = duplicate(lowered.module)

@@ -1,17 +1,19 @@
 """The integer grids of ncnn, and how a program is moved to them.
 
 ncnn quantizes what a weight is applied to, by a factor alone: there are no zero points. After a ReLU half of such a grid is
-never used. Where nothing but integer layers reads such a tensor x, in [0, 2c], it is therefore handed on as c - x: its
-producer's weights are negated, its bias is taken from c, and the result clamped to [-c, c]; its readers' weights are negated,
-c times the sum of their weights is added to their biases, and they pad with c. That is the grid with all 255 levels, at no
-cost in time. Through a max pooling x - c is handed on instead, to readers that don't pad: ncnn (20261020) pads int8 in packs
-of eight with a wrong value when it is negative. In the program both are a zero point of -127.
+never used. Such a tensor x, in [0, 2c], is therefore handed on as s (x - c), with s = -1 or 1: the layer that makes it is
+multiplied by s and shifted through its bias, the ReLU becomes a clamp, layers that read it are multiplied by s and take
+c times the sum of their weights into their biases, and pad with -s c. In a residual addition the layer that feeds it takes up
+the difference of the two shifts. That is the bundle's own grid, all but its largest level, at no cost in time.
+
+s is -1 wherever it can be: ncnn (20261020) pads int8 in packs of eight with a wrong value when it is negative. Through a max
+pooling it has to be 1, and readers must not pad. In the program a shifted tensor is read with a zero point of -127.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,32 +29,42 @@ _RELUS = (aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.cla
 # They hand values on: what is shifted before them is shifted behind them. Max pooling pads with the smallest number there is.
 _CARRIERS = (
     aten.max_pool2d.default, aten.cat.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints,
+    aten.pad.default,
 )  # fmt: skip
+# Few values come out of them: these are shifted back.
+_REDUCTIONS = (aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default)
+_LARGEST = 3.0e38
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shifted:
     """Tensors that are shifted together.
 
     Attributes:
         relus: The activations that make them.
+        tensors: These and what hands their values on.
         pairs: The dequantize nodes that integer layers read.
-        negated: Whether c - x is handed on; otherwise x - c.
+        sums: Residual additions that read them.
+        reductions: Means of them.
+        negated: Whether s is -1.
     """
 
-    relus: tuple[Node, ...]
-    pairs: tuple[Node, ...]
-    negated: bool
+    relus: list[Node] = field(default_factory=list)
+    tensors: set[Node] = field(default_factory=set)
+    pairs: list[Node] = field(default_factory=list)
+    sums: list[Node] = field(default_factory=list)
+    reductions: list[Node] = field(default_factory=list)
+    negated: bool = False
 
     @property
     def sign(self) -> int:
-        """s of what is handed on, s (x - c)."""
+        """s."""
         return -1 if self.negated else 1
 
     @property
     def offset(self) -> float:
-        """c: half of the range."""
-        return float(self.pairs[0].args[1]) * SYMMETRIC_MAX  # type: ignore[arg-type]
+        """c: half of the range; 0 where no integer layer reads it."""
+        return float(self.pairs[0].args[1]) * SYMMETRIC_MAX if self.pairs else 0.0  # type: ignore[arg-type]
 
 
 def to_symmetric(module: GraphModule, in_float: list[Node]) -> None:
@@ -85,8 +97,8 @@ def to_symmetric(module: GraphModule, in_float: list[Node]) -> None:
     for group in _groups(module, lambda node: int(node.args[2]) == 0):
         for node in group.pairs:
             pair: Any = node.args[0]
-            # The same range [0, 127 step] on 255 levels.
-            grid = (float(node.args[1]) / 2, -SYMMETRIC_MAX, *node.args[3:])  # type: ignore[arg-type]
+            # The bundle's own grid, but for the largest of its 256 levels: one step of the symmetric grid is 255/127 of it.
+            grid = (float(node.args[1]) * SYMMETRIC_MAX / 255, -SYMMETRIC_MAX, *node.args[3:])  # type: ignore[arg-type]
             pair.args, node.args = (pair.args[0], *grid), (pair, *grid)
     module.recompile()
 
@@ -94,6 +106,19 @@ def to_symmetric(module: GraphModule, in_float: list[Node]) -> None:
 def shifted(module: GraphModule) -> list[Shifted]:
     """The groups that :func:`to_symmetric` has shifted."""
     return _groups(module, lambda node: int(node.args[2]) == -SYMMETRIC_MAX)
+
+
+def shown(module: GraphModule, groups: list[Shifted]) -> dict[str, tuple[int, float]]:
+    """What the file will hold in place of a tensor x, by the name of the node: s and c of s (x - c)."""
+    found = {}
+    for group in groups:
+        found |= {node.name: (group.sign, group.offset) for node in (*group.tensors, *group.pairs)}
+        for relu in group.relus:
+            producer, other = _made_of(relu, weight_nodes(module))
+            found[producer.name] = (group.sign, group.offset - _offset_of(other, groups))
+            if group.negated and _is_layer_alone(other, weight_nodes(module)):
+                found[other.name] = (-1, 0.0)
+    return found
 
 
 def move(module: GraphModule, groups: list[Shifted]) -> dict[str, float]:
@@ -107,13 +132,20 @@ def move(module: GraphModule, groups: list[Shifted]) -> dict[str, float]:
         The layers whose padding must be c, 127 when quantized, with it.
     """
     padded = {}
+    layers = weight_nodes(module)
     for group in groups:
         c, sign = group.offset, group.sign
         for relu in group.relus:
-            producer: Any = relu.args[0]
+            producer, other = _made_of(relu, layers)
             bias, _ = _bias_and_sums(module, producer)
-            _put(module, producer, sign * (bias - c), sign)
-            relu.target, relu.args, relu.kwargs = aten.clamp.default, (producer, -c, c), {}
+            _put(module, producer, sign * (bias + _offset_of(other, groups) - c), sign)
+            if group.negated and _is_layer_alone(other, layers):
+                _put(module, other, -_bias_and_sums(module, other)[0], -1)
+            ends = sorted(sign * (end - c) for end in (0.0, _upper_end(relu)))
+            relu.target, relu.args, relu.kwargs = aten.clamp.default, (relu.args[0], *ends), {}
+        for node in group.tensors:
+            if node.target is aten.pad.default:
+                node.args, node.kwargs = (*node.args[:2], "constant", -sign * c), {}
         for pair in group.pairs:
             for reader in list(pair.users):
                 # w x = w c + w (x - c), with the sum of its own weights, before they are negated.
@@ -121,6 +153,13 @@ def move(module: GraphModule, groups: list[Shifted]) -> dict[str, float]:
                 _put(module, reader, bias + c * sums, sign)
                 if group.negated:
                     padded[reader.name] = c
+        for node in group.reductions:
+            with module.graph.inserting_after(node):
+                negative = module.graph.call_function(aten.mul.Tensor, (node, float(sign)))
+            with module.graph.inserting_after(negative):
+                back = module.graph.call_function(aten.add.Tensor, (negative, c))
+            back.meta["val"] = negative.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(back, delete_user_cb=lambda user, first=negative: user is not first)
     module.recompile()
     return padded
 
@@ -170,53 +209,138 @@ def _new_attribute(module: GraphModule, layer: Node, kind: str, value: torch.Ten
 
 
 def _groups(module: GraphModule, chosen: Callable[[Node], bool]) -> list[Shifted]:
-    """Sets of tensors after ReLUs that nothing but integer layers reads, whose pairs are chosen and share one step."""
+    """Sets of tensors after ReLUs that can be shifted, whose pairs are all chosen; each has one step."""
     layers = weight_nodes(module)
-    found: list[Shifted] = []
-    seen: set[Node] = set()
+    groups: list[Shifted] = []
     for start in module.graph.nodes:
-        if start in seen or not _is_relu_of_a_layer(start, layers):
-            continue
-        tensors, pairs, whole = {start}, [], True
-        waiting = [start]
-        while waiting:
-            node = waiting.pop()
-            if node.target in _CARRIERS:
-                around = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
-            else:
-                whole &= _is_relu_of_a_layer(node, layers)
-                around = []
-            for user in node.users:
-                if user.target is Q:
-                    pairs += [pair for pair in user.users if pair not in pairs]
-                elif user.target in _CARRIERS:
-                    around.append(user)
-                elif user.target is not aten.sym_size.int:
-                    whole = False
-            for other in around:
-                if other not in tensors:
-                    tensors.add(other)
-                    waiting.append(other)
-        seen |= tensors
-        whole = whole and bool(pairs) and all(pair.target is DQ and chosen(pair) for pair in pairs)
-        readers = [layer for pair in pairs for layer in pair.users]
-        pooled = any(node.target is aten.max_pool2d.default for node in tensors)
-        pads = any(_padding(layer) for layer in readers)
-        whole = whole and not (pads and pooled)
-        if whole and len({pair.args[1] for pair in pairs}) == 1:
-            relus = tuple(node for node in tensors if node.target in _RELUS)
-            found.append(Shifted(relus, tuple(pairs), negated=not pooled))
+        if _is_root(start, layers) and not any(start in group.tensors for group in groups):
+            groups.append(_closure(start, layers))
+    found = []
+    for linked in _linked(groups):
+        readers = [layer for group in linked for pair in group.pairs for layer in pair.users]
+        pooled = any(_pools(node) for group in linked for node in group.tensors)
+        whole = bool(readers) and all(group.relus for group in linked) and not (pooled and any(map(_padding, readers)))
+        whole = whole and all(pair.target is DQ and chosen(pair) for group in linked for pair in group.pairs)
+        whole = whole and all(len({pair.args[1] for pair in group.pairs}) <= 1 for group in linked)
+        tensors = {node for group in linked for node in group.tensors}
+        for relu in [relu for group in linked for relu in group.relus]:
+            _, other = _made_of(relu, layers)
+            # What is added must be negated, too.
+            whole &= pooled or other is None or other in tensors or _is_layer_alone(other, layers)
+        if whole:
+            for group in linked:
+                group.negated = not pooled
+            found += linked
     return found
 
 
-def _is_relu_of_a_layer(node: Node, layers: list[Node]) -> bool:
-    """An activation whose smallest value is 0, behind a layer that nothing else reads."""
+def _closure(start: Node, layers: list[Node]) -> Shifted:
+    """Everything that takes the shift of one activation's output; without an activation where that can't be."""
+    group, waiting, whole = Shifted(tensors={start}), [start], True
+    while waiting:
+        node = waiting.pop()
+        around: list[Node] = []
+        if _is_root(node, layers):
+            group.relus.append(node)
+        elif node.target in _CARRIERS:
+            around = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
+        else:
+            whole = False
+        for user in node.users:
+            if user.target is Q:
+                group.pairs += [pair for pair in user.users if pair not in group.pairs]
+            elif user.target in _CARRIERS and _pads_with_zero(user):
+                around.append(user)
+            elif user.target in _REDUCTIONS and not _pads_means(user):
+                group.reductions.append(user)
+            elif user.target is aten.add.Tensor and _is_other_of_a_sum(node, user, layers):
+                group.sums.append(user)
+            else:
+                whole &= user.target is aten.sym_size.int
+        for other in around:
+            if other not in group.tensors:
+                group.tensors.add(other)
+                waiting.append(other)
+    if not whole:
+        group.relus = []
+    return group
+
+
+def _linked(groups: list[Shifted]) -> list[list[Shifted]]:
+    """The groups that are added to each other, together."""
+    parts: list[list[Shifted]] = [[group] for group in groups]
+    for group in groups:
+        for total in group.sums:
+            relu = next(iter(total.users))
+            mine = next(part for part in parts if group in part)
+            other = next((part for part in parts if any(relu in one.tensors for one in part)), None)
+            if other is None:
+                group.relus = []  # the sum is not shifted
+            elif other is not mine:
+                mine += other
+                parts.remove(other)
+    return parts
+
+
+def _is_root(node: Node, layers: list[Node]) -> bool:
+    """An activation whose smallest value is 0, behind a layer or a sum with a layer that nothing else reads."""
     if node.target not in _RELUS or not isinstance(node.args[0], Node):
         return False
     low = node.args[1] if node.target in (aten.hardtanh.default, aten.clamp.default) and len(node.args) > 1 else 0
     if node.target is aten.hardtanh.default and len(node.args) < 2:
         low = -1
-    return low == 0 and node.args[0] in layers and len(node.args[0].users) == 1
+    return low == 0 and _made_of(node, layers)[0] is not None
+
+
+def _made_of(relu: Node, layers: list[Node]) -> tuple[Any, Any]:
+    """The layer whose bias shifts an activation, and what is added to it; None where there is none."""
+    source: Any = relu.args[0]
+    if _is_layer_alone(source, layers):
+        return source, None
+    if source.target is aten.add.Tensor and len(source.users) == 1 and len(source.args) == 2 and not source.kwargs:
+        for first, second in (source.args, source.args[::-1]):
+            if _is_layer_alone(first, layers) and isinstance(second, Node):
+                return first, second
+    return None, None
+
+
+def _is_layer_alone(node: Any, layers: list[Node]) -> bool:
+    return isinstance(node, Node) and node in layers and len(node.users) == 1
+
+
+def _is_other_of_a_sum(node: Node, total: Node, layers: list[Node]) -> bool:
+    users = list(total.users)
+    return len(users) == 1 and users[0].target in _RELUS and _made_of(users[0], layers)[1] is node
+
+
+def _offset_of(node: Any, groups: list[Shifted]) -> float:
+    """The shift of a tensor that is added; 0 where it has none."""
+    return next((group.offset for group in groups if node in group.tensors), 0.0)
+
+
+def _upper_end(relu: Node) -> float:
+    if relu.target is aten.relu6.default:
+        return 6.0
+    high = relu.args[2] if len(relu.args) > 2 else None
+    return _LARGEST if high is None else float(high)  # type: ignore[arg-type]
+
+
+def _pools(node: Node) -> bool:
+    """Whether a node takes the largest of several values."""
+    kernel: Any = node.args[1] if node.target is aten.max_pool2d.default else (1,)
+    return max(kernel) > 1
+
+
+def _pads_means(node: Node) -> bool:
+    return node.target is aten.avg_pool2d.default and len(node.args) > 3 and any(node.args[3])  # type: ignore[arg-type]
+
+
+def _pads_with_zero(node: Node) -> bool:
+    """Whether a padding is one with zeros; true for any other node."""
+    if node.target is not aten.pad.default:
+        return True
+    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+    return (len(node.args) < 3 or node.args[2] == "constant") and not value
 
 
 def _padding(layer: Node) -> bool:

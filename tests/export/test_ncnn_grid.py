@@ -69,7 +69,7 @@ def test_a_shifted_grid_is_twice_as_fine() -> None:
             node.target in (quantized.quantize_per_tensor.default, quantized.dequantize_per_tensor.default)
             and node.args[2]
         ):
-            node.args = (node.args[0], 2 * node.args[1], 0, *node.args[3:])
+            node.args = (node.args[0], node.args[1] * 255 / 127, 0, *node.args[3:])
     coarse.recompile()
     x = networks.images(32)
     with torch.no_grad():
@@ -78,6 +78,36 @@ def test_a_shifted_grid_is_twice_as_fine() -> None:
     assert noise[1] > noise[0] + 3
 
 
-def test_a_tensor_that_something_else_reads_stays() -> None:
-    module = NcnnExporter().lower(bundle_of("residual", "int8"), "int8").module
-    assert not shifted(module)
+def test_residual_streams_are_shifted_as_a_whole(tmp_path: Path) -> None:
+    bundle = bundle_of("residual", "int8")
+    lowered = NcnnExporter().lower(bundle, "int8")
+    groups = shifted(lowered.module)
+    assert [(len(g.pairs), len(g.sums), len(g.reductions)) for g in groups] == [(1, 1, 0), (1, 1, 0), (0, 0, 1)]
+    assert sum(len(group.sums) for group in groups) == 2
+    assert all(group.negated for group in groups)
+    (file,) = export(bundle, "ncnn", output=tmp_path)
+    assert file.parity["agreement"]["sqnr_db"] > 45
+    assert all(layer["tensor"] for layer in file.parity["layers"])
+    # The padding of the shortcut's channels is a shifted zero.
+    assert any(layer.type == "Padding" and float(layer.params[5]) > 0 for layer in read_param(file.path))
+
+
+class Gated(nn.Module):
+    """A tensor after a ReLU that a sigmoid reads besides the next layer: it can't be shifted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.next = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, networks.CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        return self.head((self.next(x) * torch.sigmoid(x)).mean((2, 3)))
+
+
+def test_a_tensor_that_something_else_reads_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(networks.NETWORKS, "gated", Gated)
+    bundle = bundle_of("gated", "int8")
+    assert not shifted(NcnnExporter().lower(bundle, "int8").module)
+    (file,) = export(bundle, "ncnn", output=tmp_path)
+    assert file.parity["agreement"]["sqnr_db"] > 45
