@@ -139,8 +139,8 @@ def int8_speed() -> list[str]:
     first = next(iter(found.values()))
     lines = [
         f"**Int8 latency**, ms ({first['target']['cpu']}, one thread, {first['rounds']} interleaved rounds; × is time against "
-        "the same runtime's float32; MobileNet V2 has random weights, and the int8 files here are timed without a proof), "
-        "`python benches/int8_speed.py`:",
+        "the same runtime's float32; MobileNet V2 and ResNet-50 have random weights, and the int8 files here are timed without "
+        "a proof), `python benches/int8_speed.py`:",
         "",
         f"| file | {' | '.join(found)} |",
         "|---|" + "---|" * len(found),
