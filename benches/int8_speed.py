@@ -22,6 +22,7 @@ import numpy as np
 
 import edgekit
 from edgekit.bundle import Bundle, versions
+from edgekit.cost import cost_of
 from edgekit.export.exporter import exporter_for
 from edgekit.files import write_json
 from edgekit.runtimes.measure import Plan
@@ -109,7 +110,8 @@ def _network(name: str, bundle: Bundle, arguments: Any) -> dict[str, Any]:
         for tool, row in zip(peers, ours.rows, strict=True):
             if tool != "edgekit int8":
                 rows[f"{kind}: {tool}"]["against_edgekit_int8"] = row.to_dict(raw=False)["comparison"]
-    return {"making": making, "latency": rows, "target": measured.target, "rounds": arguments.rounds}
+    macs = cost_of(bundle.module()).macs
+    return {"macs": macs, "making": making, "latency": rows, "target": measured.target, "rounds": arguments.rounds}
 
 
 def _written(bundle: Bundle, kind: str, folder: Path) -> Path:

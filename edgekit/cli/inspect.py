@@ -152,7 +152,7 @@ def _forecast(bundle: Bundle, cost: Cost, target: str) -> dict[str, Any]:
     )
     with target_for(target) as opened:
         facts = opened.describe()
-    found = forecast(facts["machine"], facts["cpu_flags"], depthwise / max(cost.macs, 1))
+    found = forecast(facts["machine"], facts["cpu_flags"], depthwise / max(cost.macs, 1), cost.macs)
     return {
         "target": target,
         "cpu": facts["cpu"],

@@ -36,6 +36,8 @@ def test_depthwise_layers_are_named_for_ncnn_on_x86() -> None:
     assert "10 % of the MACs are depthwise" in found["ncnn"].reason
     assert _verdicts("x86_64", "avx2", "avx512_vnni")["ncnn"] == "little"
     assert _verdicts("x86_64", "avx2")["ncnn"] == "unknown"
+    large = {one.runtime: one.verdict for one in forecast("x86_64", {"avx2", "avx512_vnni"}, 0.0, 4_000_000_000)}
+    assert large["ncnn"] == "faster"
 
 
 def test_what_was_measured_does_not_contradict() -> None:
@@ -43,7 +45,9 @@ def test_what_was_measured_does_not_contradict() -> None:
     found = json.loads((Path(__file__).parents[2] / "benches" / "results" / "int8_speed.json").read_text())
     for network in found["networks"].values():
         target = network["target"]
-        verdicts = {one.runtime: one.verdict for one in forecast(target["machine"], target["cpu_flags"], 0.0)}
+        verdicts = {
+            one.runtime: one.verdict for one in forecast(target["machine"], target["cpu_flags"], 0.0, network["macs"])
+        }
         for kind, runtime in (("onnx", "onnxruntime"), ("tflite", "tflite"), ("ncnn", "ncnn")):
             ratio = network["latency"][f"{kind}: edgekit int8"]["comparison"]["ratio"]
             assert {"faster": ratio < 0.8, "little": 0.6 < ratio < 1.2, "slower": ratio > 1}[verdicts[runtime]]
