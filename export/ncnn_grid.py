@@ -110,7 +110,7 @@ def shifted(module: GraphModule) -> list[Shifted]:
 
 def shown(module: GraphModule, groups: list[Shifted]) -> dict[str, tuple[int, float]]:
     """What the file will hold in place of a tensor x, by the name of the node: s and c of s (x - c)."""
-    found = {}
+    found: dict[str, tuple[int, float]] = {}
     for group in groups:
         found |= {node.name: (group.sign, group.offset) for node in (*group.tensors, *group.pairs)}
         for relu in group.relus:
@@ -131,7 +131,7 @@ def move(module: GraphModule, groups: list[Shifted]) -> dict[str, float]:
     Returns:
         The layers whose padding must be c, 127 when quantized, with it.
     """
-    padded = {}
+    padded: dict[str, float] = {}
     layers = weight_nodes(module)
     for group in groups:
         c, sign = group.offset, group.sign
