@@ -14,6 +14,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import networks
+
 import edgekit
 from edgekit.bundle import versions
 from edgekit.evaluation import evaluate, paired_difference
@@ -29,9 +31,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/codebook"))
     parser.add_argument("--epochs", type=int, default=1)
     arguments = parser.parse_args()
-    data = edgekit.load_data(f"cifar10:{arguments.shared / 'sets' / 'cifar10_jpegq75_train50k.npz'}")
-    weights = arguments.shared / "weights" / "resnet20_jpeg.safetensors"
-    original = edgekit.load("zoo:resnet20-cifar", weights=weights)
+    original, data = networks.cifar_resnet(arguments.shared)
     reference = evaluate(original.module(), data.test, original.preprocessing)
     floats = sum(p.numel() for p in original.module().parameters()) * 4
     steps = {

@@ -15,7 +15,9 @@ from edgekit.bundle import Bundle
 from edgekit.data.dataset import Dataset, Split, make_dataset
 from edgekit.data.npz import encoded_split, read_npz
 from edgekit.data.preprocessing import Preprocessing
+from edgekit.data.references import load_data
 from edgekit.program import export_program
+from edgekit.sources.load import load
 from edgekit.zoo.squeezenet import SqueezeNet
 
 _IMAGENET_224 = Preprocessing(size=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize="stretch")
@@ -37,6 +39,12 @@ def cifar10_lossless(shared: Path) -> Dataset:
     arrays = read_npz(shared / "sets" / "cifar10_lossless.npz")
     splits = [Split(arrays[f"{part}_x"], arrays[f"{part}_y"].reshape(-1)) for part in ("train", "test")]
     return make_dataset("cifar10_lossless", [str(i) for i in range(10)], splits[0], test=splits[1], overlap="drop")
+
+
+def cifar_resnet(shared: Path, depth: int = 20) -> tuple[Bundle, Dataset]:
+    """A trained ResNet, and CIFAR-10 as JPEG copies: 45 000 to train, 5 000 to validate, 5 000 to report."""
+    data = load_data(f"cifar10:{shared / 'sets' / 'cifar10_jpegq75_train50k.npz'}")
+    return load(f"zoo:resnet{depth}-cifar", weights=shared / "weights" / f"resnet{depth}_jpeg.safetensors"), data
 
 
 def squeezenet(shared: Path) -> Bundle:

@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import networks
 from progress import log
 
 import edgekit
@@ -35,9 +36,7 @@ def main() -> None:
     parser.add_argument("--ramp", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     arguments = parser.parse_args()
-    data = edgekit.load_data(f"cifar10:{arguments.shared / 'sets' / 'cifar10_jpegq75_train50k.npz'}")
-    weights = arguments.shared / "weights" / "resnet20_jpeg.safetensors"
-    original = edgekit.load("zoo:resnet20-cifar", weights=weights)
+    original, data = networks.cifar_resnet(arguments.shared)
     reference = evaluate(original.module(), data.test, original.preprocessing)
     (whole,) = edgekit.export(original, "onnx", data=data, images=1000, output=arguments.work / "whole")
     floats = sum(p.numel() for p in original.module().parameters()) * 4

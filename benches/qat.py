@@ -13,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+import networks
 from progress import log
 
 import edgekit
@@ -32,9 +33,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=0.02)
     arguments = parser.parse_args()
-    data = edgekit.load_data(f"cifar10:{arguments.shared / 'sets' / 'cifar10_jpegq75_train50k.npz'}")
-    weights = arguments.shared / "weights" / "resnet20_jpeg.safetensors"
-    original = edgekit.load("zoo:resnet20-cifar", weights=weights)
+    original, data = networks.cifar_resnet(arguments.shared)
     reference = evaluate(original.module(), data.test, original.preprocessing)
     found = json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": {}}
     for bits in arguments.bits or (4,):

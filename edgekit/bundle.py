@@ -102,11 +102,13 @@ class Bundle:
             "int8" if any(n.target is programs.quantized.dequantize_per_channel.default for n in nodes) else "float32"
         )
 
-    @property
+    @functools.cached_property
     def weights(self) -> str:
         """How weights are held: ``float32``, ``int8`` (any width up to it), ``codes`` into a table of values, or ``sparse``."""
-        for suffix, kind in (("_codes", "codes"), ("_mask", "sparse")):
-            if any(name.endswith(suffix) for name in self.program.state_dict):
+        # By the graph: a network may have a buffer of any name, an attention mask for example.
+        module = self.module()
+        for form, kind in ((programs.codebook_of, "codes"), (programs.sparse_of, "sparse")):
+            if any(form(node) is not None for node in module.graph.nodes):
                 return kind
         return self.precision
 

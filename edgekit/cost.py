@@ -194,8 +194,10 @@ def _stored(node: Node) -> list[tuple[str, bool]]:
         names = [str(source.target)] if source.op == "get_attr" else []
         if source.target is quantized.dequantize_per_channel.default:
             names = [str(tensor.target) for tensor in source.all_input_nodes if tensor.op == "get_attr"]
-        for name in codebook_of(source) or sparse_of(source) or names:
-            extra = name.endswith(("_mask", "_scale", "_zero_point", "_codebook", "running_mean", "running_var"))
+        sparse = sparse_of(source)
+        for name in codebook_of(source) or sparse or names:
+            extra = name.endswith(("_scale", "_zero_point", "_codebook", "running_mean", "running_var"))
+            extra = extra or (sparse is not None and name == sparse[0])
             # Zero points of symmetric weights are all zero; no format stores them, and the bundle deflates them.
             if not name.endswith("_zero_point"):
                 found.append((name, not extra))

@@ -1,7 +1,7 @@
 """Running a quantized program on this machine at the speed of a float one: the same values, bit for bit.
 
-The operators that stand for rounding in a program (``quantized_decomposed``) are a reference: each pair of them takes some
-forty times as long as the arithmetic that it stands for. Whoever runs a program over many images runs its simulator.
+The operators that stand for rounding in a program (``quantized_decomposed``) are a reference: each pair of them takes
+many times as long as the arithmetic that it stands for. Whoever runs a program over many images runs its simulator.
 """
 
 from __future__ import annotations

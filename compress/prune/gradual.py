@@ -92,7 +92,7 @@ def train_gradually(
     every = max(1, total // updates)
 
     def update(done: float) -> None:
-        scores = {n: m.score if movement else attribute(module, n).detach() for n, m in masks.items()}
+        scores = {n: (m.score if movement else attribute(module, n).detach()).cpu() for n, m in masks.items()}
         for name, mask in choose({n: _rank(s) if movement else s for n, s in scores.items()}, done).items():
             masks[name].mask.copy_(mask)
 

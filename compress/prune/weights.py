@@ -53,7 +53,7 @@ class PruneWeights(Step):
         "Han et al., NeurIPS 2015 (magnitude); Zhu & Gupta, arXiv:1710.01878, equation 1 (schedule); "
         "Sanh et al., NeurIPS 2020 (movement); Mishra et al., arXiv:2104.08378 (N:M)"
     )
-    example: ClassVar[str] = "sparsity=0.8,epochs=1"
+    example: ClassVar[str] = "sparsity=0.8,ramp=1,epochs=1"
 
     sparsity: float = 0.8
     pattern: str = "none"

@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 _FEW, _FEW_ELEMENTS = 128, 2**24
 # So far below the whole, the channels of a layer are uneven: a few of large range set the scale.
 _UNEVEN_DB = 6.0
-# A batch whose largest activation stays in the cache: MobileNetV2 at 224 is calibrated three times as fast with 4 images at
-# a time as with 32.
+# A batch whose largest activation stays in the cache: with a larger one, convolutions wait for memory.
 _CACHED_ELEMENTS = 5 * 2**20
 # Stands for no difference at all: float32 itself has some 150 dB.
 _EXACT_DB = 200.0

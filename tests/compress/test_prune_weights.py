@@ -19,7 +19,7 @@ from edgekit.data.dataset import Dataset
 from edgekit.errors import StepError, UsageError
 from edgekit.evaluation import evaluate
 from edgekit.export.run import export
-from edgekit.program import attribute, quantized, sparse_of
+from edgekit.program import attribute, export_program, quantized, sparse_of
 
 
 def _weights(bundle: Bundle) -> dict[str, torch.Tensor]:
@@ -175,3 +175,20 @@ def test_steps_that_need_plain_weights_say_so(before: Bundle, data: Dataset) -> 
 def test_settings_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_step(f"prune-weights:{text}")
+
+
+def test_a_buffer_that_is_called_a_mask_makes_nothing_sparse() -> None:
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 4)
+            self.register_buffer("attention_mask", torch.ones(8))
+            self.register_buffer("country_codes", torch.ones(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.conv(x).mean((2, 3)) * self.attention_mask + self.country_codes)
+
+    bundle = Bundle(export_program(Masked().eval(), (3, 8, 8)), (3, 8, 8))
+    assert bundle.weights == "float32"
+    small = compress(bundle, "prune-weights:epochs=0")
+    assert small.weights == "sparse"
