@@ -26,6 +26,8 @@ class Finetune(Step):
         augmentation: ``auto`` is what the data set asks for.
         precision: Arithmetic of the training; the weights stay float32.
         keep: Hand back the epoch that is best on the validation split, or the last.
+        distill: Weight of the soft targets of the network as it was before in the loss, 0 to 1; the rest is
+            cross-entropy.
     """
 
     name: ClassVar[str] = "finetune"
@@ -43,27 +45,36 @@ class Finetune(Step):
     augmentation: Literal["auto", "none", "crop", "crop+flip"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     keep: Literal["best", "last"] = "best"
+    distill: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
+        if not 0 <= self.distill <= 1:
+            raise ValueError(f"distill is a share between 0 and 1, not {self.distill:g}")
 
     def requires(self, bundle: Bundle) -> None:
         if bundle.precision != "float32":
             raise StepError("a quantized bundle can't be fine-tuned", "Put finetune before quantize.")
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
-        from edgekit.training import TrainingSettings, train
+        return self.train(bundle, context, teacher=bundle)
+
+    def train(self, bundle: Bundle, context: Context, teacher: Bundle) -> tuple[Bundle, dict[str, Any]]:
+        """The step for another that ends in it: what is distilled comes from ``teacher``."""
+        from edgekit.training import TrainingSettings, soft_targets, train
 
         module = bundle.module()
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "distill"}
         result = train(
             module,
             context.dataset(self.name),
             bundle.preprocessing,
-            TrainingSettings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, seed=context.seed),
+            TrainingSettings(**values, seed=context.seed),
             checkpoint=context.checkpoints,
             progress=context.progress,
             device=context.device,
+            loss=soft_targets(teacher, self.distill, self.label_smoothing),
         )
         return bundle.with_module(module.cpu()), {
             "best_epoch": result.best_epoch,

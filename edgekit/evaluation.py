@@ -118,7 +118,7 @@ def evaluate(
         preprocessing: Of the bundle.
         names: Class names.
         batch_size: Inputs at a time.
-        limit: Use the first this many.
+        limit: Use so many, evenly over the split.
         device: Where to run.
         progress: Told how far it has come.
     """

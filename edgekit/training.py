@@ -29,6 +29,7 @@ from edgekit.files import atomic_file
 from edgekit.program import set_training
 
 if TYPE_CHECKING:
+    from edgekit.bundle import Bundle
     from edgekit.data.dataset import Dataset
     from edgekit.data.preprocessing import Preprocessing
 
@@ -38,6 +39,8 @@ Loss = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tenso
 CHECKPOINT_EVERY_S = 30.0
 # The share of the steps in which a one-cycle schedule climbs, and where it starts: Smith & Topin, arXiv:1708.07120.
 _CLIMB, _START = 0.3, 0.04
+# Of the soft targets of distillation.
+_TEMPERATURE = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +290,37 @@ def _cross_entropy(smoothing: float) -> Loss:
     def loss(module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = module(x)
         return F.cross_entropy(outputs.float(), y, label_smoothing=smoothing), outputs
+
+    return loss
+
+
+def soft_targets(teacher: Bundle, share: float, label_smoothing: float = 0.0) -> Loss | None:
+    """A loss that mixes cross-entropy with the outputs of a teacher, softened by a temperature.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2: the soft part is multiplied
+    by the square of the temperature.
+
+    Args:
+        teacher: Whose outputs are learnt.
+        share: Weight of the soft targets, 0 to 1; the rest is cross-entropy.
+        label_smoothing: Of the cross-entropy.
+
+    Returns:
+        None for a share of 0: cross-entropy alone.
+    """
+    if not share:
+        return None
+    knows = teacher.module()
+    for parameter in knows.parameters():
+        parameter.requires_grad_(False)
+
+    def loss(module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = module(x)
+        with torch.no_grad():
+            wanted = F.softmax(knows.to(x.device)(x) / _TEMPERATURE, dim=1)
+        soft = F.kl_div(F.log_softmax(outputs / _TEMPERATURE, dim=1), wanted, reduction="batchmean")
+        hard = F.cross_entropy(outputs, y, label_smoothing=label_smoothing)
+        return share * _TEMPERATURE**2 * soft + (1 - share) * hard, outputs
 
     return loss
 

@@ -139,7 +139,7 @@ def _proof(bundle: Bundle, data: Dataset | str | None, images: int, progress: Pr
     if dataset is not None:
         split, limit = dataset.test, min(images, len(dataset.test))
         described = {"reference": dataset.name, "split": "test", "images": limit, "digest": split.digest}
-        split = split if limit == len(split) else split.part(np.arange(limit))
+        split = split if limit == len(split) else split.part(split.spread(limit))
     elif bundle.samples is not None:
         split = Split(bundle.samples.inputs, bundle.samples.labels)
         described = {

@@ -40,7 +40,7 @@ def evaluate_file(
         split: Inputs and labels.
         preprocessing: How images become inputs; None for a split of float inputs.
         names: Class names.
-        limit: Use the first this many.
+        limit: Use so many, evenly over the split.
         threads: Of the runtime.
         progress: Told how far it has come.
 

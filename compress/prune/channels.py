@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,17 +12,18 @@ from torch.fx import GraphModule
 from edgekit.bundle import Bundle
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.flow import Flow, analyse
-from edgekit.compress.prune.importance import Batches, Importance, class_scores
+from edgekit.compress.prune.importance import FROM_DATA, Batches, Importance, class_scores
+from edgekit.compress.prune.reconstruct import Refit, images_at_once, kept_positions, reconstruct
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.selection import select
 from edgekit.compress.prune.surgery import cut
-from edgekit.compress.step import Context, Step, needs_float_weights
+from edgekit.compress.step import Context, Progress, Step, needs_float_weights, no_progress
 from edgekit.cost import Cost, cost_of
 from edgekit.data.dataset import to_inputs
 from edgekit.errors import StepError
-from edgekit.program import attribute
+from edgekit.program import attribute, duplicate
 
-# Images for each gradient that taylor looks at.
+# Images at a time.
 _BATCH = 32
 
 
@@ -31,30 +32,38 @@ class PruneChannels(Step):
     """Cuts channels, physically, on the exported program.
 
     Give one goal: ``macs``, ``parameters`` (the share to keep) or ``ratio`` (the share of MACs to cut). Channels that
-    meet in residual additions, concatenations, depthwise and grouped convolutions go together. With ``epochs`` above
-    zero and data at hand the network is fine-tuned afterwards.
+    meet in residual additions, concatenations, depthwise and grouped convolutions go together. With data at hand, the
+    weights that are left are fitted to what each layer gave before the cut; with ``epochs`` above zero the network is
+    fine-tuned afterwards.
 
     Attributes:
         macs: Share of the multiply-accumulates to keep, between 0 and 1.
         parameters: Share of the parameters of convolutions and linear layers to keep, between 0 and 1.
         ratio: Share of the multiply-accumulates to cut; ``ratio=0.5`` is ``macs=0.5``.
         importance: What ranks channels, together with all that are coupled: the norm of their weights, their filters' distance
-            to the others of the layer (``geometric-median``), the scale of batch norm, the first-order change of the loss on
-            ``images`` training images (``taylor``), or chance, as a control.
+            to the others of the layer (``geometric-median``), the scale of batch norm, or chance, as a control; or, by
+            ``images`` training images, the change of the loss to first (``taylor``) or second order (``fisher``), or what it
+            brings to the layers that read it (``lasso``).
         scope: Rank all channels together, or cut the same share everywhere.
         floor: Share of its channels that every layer keeps.
         multiple: Cut so many channels of the same layers at a time, so that widths stay multiples of it: runtimes have
             their fast kernels for multiples of 4, 8 or 16 channels, and a width between may be slower than the original.
-        images: How many training images ``taylor`` looks at.
-        epochs: Epochs of fine-tuning after the cut.
+        images: How many training images the importance looks at.
+        reconstruct: On how many training images the weights that are left are fitted to each layer's output before the
+            cut, by least squares; 0 leaves them as they are.
+        rounds: Cut in so many rounds, each the same share of what is left, with ``between`` epochs after all but the last.
+        between: Epochs of fine-tuning between rounds.
+        epochs: Epochs of fine-tuning after the (last) cut.
         learning_rate: Peak learning rate of the fine-tuning.
+        distill: Weight of the original network's soft targets in the fine-tuning's loss, 0 to 1.
     """
 
     name: ClassVar[str] = "prune-channels"
     summary: ClassVar[str] = "cut whole channels out of every layer that shares them, then fine-tune"
     source: ClassVar[str] = (
         "Li et al., ICLR 2017 (L1); He et al., IJCAI 2018 (L2) and CVPR 2019 (geometric median); Liu et al., ICCV 2017 (batch "
-        "norm); Molchanov et al., CVPR 2019 (Taylor); Fang et al., CVPR 2023 (groups)"
+        "norm); Molchanov et al., CVPR 2019 (Taylor); Theis et al., arXiv:1801.05787 (Fisher); He et al., ICCV 2017 (LASSO, "
+        "reconstruction); Fang et al., CVPR 2023 (groups)"
     )
     example: ClassVar[str] = "macs=0.6,epochs=1"
 
@@ -63,11 +72,15 @@ class PruneChannels(Step):
     ratio: float | None = None
     importance: Importance = "l2"
     images: int = 512
+    reconstruct: int = 512
     scope: Literal["global", "layer"] = "global"
     floor: float = 0.1
     multiple: int = 8
+    rounds: int = 1
+    between: int = 1
     epochs: int = 5
     learning_rate: float = 0.02
+    distill: float = 0.0
 
     def __post_init__(self) -> None:
         goals = [goal for goal in (self.macs, self.parameters, self.ratio) if goal is not None]
@@ -77,12 +90,18 @@ class PruneChannels(Step):
             raise ValueError(f"a goal is a share between 0 and 1, not {goals[0]:g}")
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor is a share between 0 and 1, not {self.floor:g}")
-        if self.multiple < 1:
-            raise ValueError(f"multiple must be at least 1, not {self.multiple}")
-        if self.images < 1:
-            raise ValueError(f"images must be at least 1, not {self.images}")
-        if self.epochs < 0:
-            raise ValueError(f"epochs can't be {self.epochs}")
+        for name, least in (
+            ("multiple", 1),
+            ("images", 1),
+            ("rounds", 1),
+            ("reconstruct", 0),
+            ("between", 0),
+            ("epochs", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.distill <= 1:
+            raise ValueError(f"distill is a share between 0 and 1, not {self.distill:g}")
 
     @property
     def goal(self) -> tuple[str, float]:
@@ -95,23 +114,52 @@ class PruneChannels(Step):
         needs_float_weights(self, bundle)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
-        if self.epochs:
+        if self.epochs or (self.rounds > 1 and self.between):
             context.dataset(self.name)  # ask for it before the work, not after
-        module = bundle.module()
-        before = cost_of(module)
-        batches = self._batches(bundle, context) if self.importance == "taylor" else None
-        flow = prune(module, self, batches=batches, seed=context.seed)
-        pruned = bundle.with_module(module)
-        after = cost_of(pruned.module())
-        report = _report(before, after, flow)
-        if self.epochs:
-            finetune = Finetune(epochs=self.epochs, learning_rate=self.learning_rate)
-            pruned, report["finetune"] = finetune.apply(pruned, context)
-        return pruned, report
+        original, before = bundle, cost_of(bundle.module())
+        measure, share = self.goal
+        rounds: list[dict[str, Any]] = []
+        report: dict[str, Any] = {}
+        for number in range(1, self.rounds + 1):
+            now = getattr(cost_of(bundle.module()), measure)
+            # The same share of what is left in each round; the last one meets the goal exactly.
+            goal = min(share ** (number / self.rounds) * getattr(before, measure) / now, 1 - 1e-9)
+            bundle, found = self._cut(bundle, context, goal)
+            last = number == self.rounds
+            epochs = self.epochs if last else self.between
+            if epochs:
+                finetune = Finetune(epochs=epochs, learning_rate=self.learning_rate, distill=self.distill)
+                folder = context.checkpoints / f"round-{number}" if context.checkpoints is not None else None
+                if folder is not None:
+                    folder.mkdir(exist_ok=True)
+                bundle, found["finetune"] = finetune.train(bundle, replace(context, checkpoints=folder), original)
+            report = found
+            if not last:
+                rounds.append(found)
+        return bundle, {**_report(before, cost_of(bundle.module())), **report, **({"rounds": rounds} if rounds else {})}
 
-    def _batches(self, bundle: Bundle, context: Context) -> Batches:
+    def _cut(self, bundle: Bundle, context: Context, goal: float) -> tuple[Bundle, dict[str, Any]]:
+        module = bundle.module()
+        batches = self._batches(bundle, context) if self.importance in FROM_DATA else None
+        images = None
+        if self.reconstruct and context.data is not None:
+            count = images_at_once(module, self.reconstruct)
+            images = np.concatenate([x.numpy() for x, _ in self._batches(bundle, context, count)])
+        flow, refitted = prune(
+            module, self, goal=goal, batches=batches, images=images, seed=context.seed, progress=context.progress
+        )
+        report: dict[str, Any] = {"barriers": [vars(barrier) for barrier in flow.barriers]}
+        if refitted:
+            report["refitted"] = [refit.to_dict() for refit in refitted]
+        elif self.reconstruct:
+            report["notes"] = [
+                f"{self.name}: no data was given, so the weights that are left were not fitted to the original's outputs"
+            ]
+        return bundle.with_module(module), report
+
+    def _batches(self, bundle: Bundle, context: Context, count: int | None = None) -> Batches:
         train = context.dataset(self.name).train
-        chosen = np.random.default_rng(context.seed).permutation(len(train))[: self.images]
+        chosen = np.random.default_rng(context.seed).permutation(len(train))[: count or self.images]
         for start in range(0, len(chosen), _BATCH):
             part = np.sort(chosen[start : start + _BATCH])
             x = to_inputs(train.images(part), bundle.preprocessing)
@@ -126,14 +174,29 @@ class PruneChannels(Step):
             raise StepError(f"{reached:.1%} of the {measure} are left, the goal was {share:.1%}")
 
 
-def prune(module: GraphModule, settings: PruneChannels, *, batches: Batches | None = None, seed: int = 0) -> Flow:
-    """Cuts channels of a graph in place, without fine-tuning, and returns the analysis that led there.
+def prune(
+    module: GraphModule,
+    settings: PruneChannels,
+    *,
+    goal: float | None = None,
+    batches: Batches | None = None,
+    images: np.ndarray | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> tuple[Flow, list[Refit]]:
+    """Cuts channels of a graph in place, without fine-tuning.
 
     Args:
         module: The graph.
         settings: The goal, and what ranks channels.
-        batches: Inputs and labels, where ``taylor`` ranks.
-        seed: Where chance does.
+        goal: The share to keep in place of that of the settings.
+        batches: Inputs and labels, where data ranks channels.
+        images: Inputs to refit the weights that are left on, shape (n, …); None leaves them.
+        seed: Of chance.
+        progress: Told how far the refitting has come.
+
+    Returns:
+        The analysis that led there, and the layers that were refitted.
 
     Raises:
         StepError: If nothing can be cut, or the goal can't be met.
@@ -149,10 +212,20 @@ def prune(module: GraphModule, settings: PruneChannels, *, batches: Batches | No
     measure, share = settings.goal
     costs = _weight_costs(module, flow, measure)
     selection = select(
-        flow, scores, costs, goal=share, scope=settings.scope, floor=settings.floor, multiple=settings.multiple
+        flow,
+        scores,
+        costs,
+        goal=share if goal is None else goal,
+        scope=settings.scope,
+        floor=settings.floor,
+        multiple=settings.multiple,
     )
+    floats = duplicate(module) if images is not None else module
+    kept = kept_positions(flow, selection.removed) if images is not None else {}
     cut(flow, selection.removed)
-    return flow
+    if images is None:
+        return flow, []
+    return flow, reconstruct(floats, module, kept, images, seed=seed, progress=progress)
 
 
 def _weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, float]:
@@ -171,7 +244,7 @@ def _weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, fl
     return costs
 
 
-def _report(before: Cost, after: Cost, flow: Flow) -> dict[str, Any]:
+def _report(before: Cost, after: Cost) -> dict[str, Any]:
     layers = []
     widths = {layer.path or layer.name: layer.output_shape for layer in after.layers if layer.macs}
     for layer in before.layers:
@@ -186,5 +259,4 @@ def _report(before: Cost, after: Cost, flow: Flow) -> dict[str, Any]:
             "ratio": after.parameters / before.parameters,
         },
         "layers": layers,
-        "barriers": [vars(barrier) for barrier in flow.barriers],
     }

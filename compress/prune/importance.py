@@ -7,13 +7,14 @@ of a residual stream, which many layers read, goes later than one that only two 
 treat them alike, though cutting the first disturbs every layer that reads it. Batch norm is folded into the weights
 first, because a filter's own scale says nothing in front of a normalization.
 
+What data tells about a channel (Taylor, Fisher, LASSO) is in :mod:`edgekit.compress.prune.evidence`.
+
 The geometric median scores the weights that make a channel alike, by their distance to the other filters of the layer. The
-scale of batch norm and the first-order Taylor term have units of their own, which all layers share.
+scale of batch norm has units of its own, which all layers share.
 
 Sources: L1: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.1. L2: He et al., "Soft Filter
 Pruning", IJCAI 2018, section 3.2. Batch norm: Liu et al., "Network Slimming", ICCV 2017, section 3. Geometric median: He et
-al., "FPGM", CVPR 2019, equation 6. Taylor: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019,
-equations 8 and 9.
+al., "FPGM", CVPR 2019, equation 6.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
 from edgekit.compress.prune.flow import Flow
@@ -32,7 +32,9 @@ from edgekit.errors import StepError, UsageError
 from edgekit.program import aten, attribute, layer_name
 
 Norm = Literal["l1", "l2"]
-Importance = Literal["l1", "l2", "geometric-median", "batch-norm", "taylor", "random"]
+Importance = Literal["l1", "l2", "geometric-median", "batch-norm", "taylor", "fisher", "lasso", "random"]
+FROM_DATA = ("taylor", "fisher", "lasso")
+"""The criteria that look at images."""
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -44,7 +46,7 @@ def class_scores(
     Args:
         flow: The analysed graph.
         importance: The criterion.
-        batches: Inputs and labels, for ``taylor``.
+        batches: Inputs and labels, for the criteria ``FROM_DATA``.
         seed: Of ``random``.
 
     Returns:
@@ -53,10 +55,13 @@ def class_scores(
     Raises:
         StepError: If a class has nothing that the criterion could score.
     """
-    if importance == "taylor":
+    if importance in FROM_DATA:
+        from edgekit.compress.prune import evidence
+
         if batches is None:
-            raise UsageError("taylor needs data, and none was given", "Give --data, or another importance.")
-        return _taylor(flow, batches)
+            raise UsageError(f"{importance} needs data, and none was given", "Give --data, or another importance.")
+        criteria = {"taylor": evidence.taylor, "fisher": evidence.fisher, "lasso": evidence.lasso}
+        return criteria[importance](flow, batches)
     if importance == "batch-norm":
         return _batch_norm_scales(flow)
     if importance == "geometric-median":
@@ -119,28 +124,6 @@ def _batch_norm_scales(flow: Flow) -> dict[int, float]:
                 "Take importance=l2.",
             )
     return {root: float(np.mean(values)) for root, values in parts.items()}
-
-
-def _taylor(flow: Flow, batches: Batches) -> dict[int, float]:
-    """The mean over batches of (sum of g w over all parameters of a class)²: what the loss changes by, to first order."""
-    parameters = {name for name, _ in flow.module.named_parameters()}
-    scores: dict[int, float] = defaultdict(float)
-    for x, y in batches:
-        flow.module.zero_grad()
-        F.cross_entropy(flow.module(x), y).backward()  # type: ignore[no-untyped-call]
-        totals: dict[int, float] = defaultdict(float)
-        for slot in flow.slots:
-            value = attribute(flow.module, slot.parameter)
-            if slot.parameter not in parameters or value.grad is None:
-                continue
-            product = (value.detach() * value.grad).double().movedim(slot.dim, 0).reshape(len(slot.ids), -1).sum(1)
-            for root, part in zip(flow.roots(slot.ids).tolist(), product.tolist(), strict=True):
-                if not flow.is_frozen(root):
-                    totals[root] += part
-        for root, total in totals.items():
-            scores[root] += total**2
-    flow.module.zero_grad()
-    return dict(scores)
 
 
 def slice_norms(weight: np.ndarray, dim: int, norm: Norm) -> np.ndarray:

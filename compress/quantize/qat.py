@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from edgekit.bundle import Bundle
 from edgekit.compress.step import Context, Step, needs_float_weights
@@ -17,8 +16,6 @@ from edgekit.errors import StepError
 
 # What the steps of activations begin with is taken of so many images.
 _FEW = 64
-# Hinton et al., arXiv:1503.02531, section 3: soft targets at this temperature.
-_TEMPERATURE = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +77,7 @@ class QuantizationAwareTraining(Step):
         from edgekit.compress.quantize.learned_step import convert, names_of, prepare
         from edgekit.compress.rewrite import remove_dropout
         from edgekit.evaluation import evaluate
-        from edgekit.training import TrainingSettings, train
+        from edgekit.training import TrainingSettings, soft_targets, train
 
         dataset = context.dataset(self.name)
         before = bundle.module()
@@ -101,7 +98,7 @@ class QuantizationAwareTraining(Step):
         )  # fmt: skip
         result = train(
             module, dataset, bundle.preprocessing, settings, checkpoint=context.checkpoints,
-            progress=context.progress, device=context.device, loss=self._loss(bundle),
+            progress=context.progress, device=context.device, loss=soft_targets(bundle, self.distill),
         )  # fmt: skip
         convert(before, module, found, self.keep_float)
         after = bundle.with_module(before)
@@ -140,19 +137,3 @@ class QuantizationAwareTraining(Step):
         plan = make_plan(folded, self.keep_float)
         parts = np.array_split(images, math.ceil(len(images) / _FEW))
         return plan, parameters_of(plan, observe_ranges(folded, plan, parts)), images[:_FEW]
-
-    def _loss(self, bundle: Bundle) -> Any:
-        """Cross-entropy, or a mixture with the float network's soft targets."""
-        if not self.distill:
-            return None
-        teacher = bundle.module()
-        share = self.distill
-
-        def loss(module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            outputs = module(x)
-            with torch.no_grad():
-                wanted = F.softmax(teacher.to(x.device)(x) / _TEMPERATURE, dim=1)
-            soft = F.kl_div(F.log_softmax(outputs / _TEMPERATURE, dim=1), wanted, reduction="batchmean")
-            return share * _TEMPERATURE**2 * soft + (1 - share) * F.cross_entropy(outputs, y), outputs
-
-        return loss

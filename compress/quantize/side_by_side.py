@@ -8,8 +8,7 @@ before it give them.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from edgekit.compress.quantize.bias import bias_scale, on_grid, own_bias
 from edgekit.compress.quantize.rules import RULES, Role
 from edgekit.program import attribute, layer_name, quantized
 from edgekit.simulation import simulator
+from edgekit.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -75,58 +75,18 @@ def compare(
     counterpart = {name: _last_of(twins[name]) for name in layers}
     parts = torch.from_numpy(images).split(batch_size)
     corrected = [name for name in layers if correct and own_bias(nodes[name]) is not None]
-    reference = _Walk(floats, parts, [*corrected, *counterpart.values()])
+    reference = Walk(floats, parts, [*corrected, *counterpart.values()])
     shifts: dict[str, float] = {}
     noise: dict[str, LayerNoise] = {}
 
     with torch.no_grad():
-        for name, values in _Walk(simulator(module), parts, [*corrected, *last]).steps():
+        for name, values in Walk(simulator(module), parts, [*corrected, *last]).steps():
             if name in corrected:
                 shifts[layer_name(nodes[name])] = _correct(module, nodes[name], reference.value(name), values)
             if name in last:
                 layer = last[name]
                 noise[layer] = _noise(layer_name(nodes[layer]), reference.value(counterpart[layer]), values)
     return [noise[name] for name in layers], shifts
-
-
-class _Walk:
-    """Runs a graph node by node, all batches abreast, and forgets a value when nobody reads it any more."""
-
-    def __init__(self, module: GraphModule, parts: Sequence[torch.Tensor], wanted: Iterable[str]) -> None:
-        self._runs = [torch.fx.Interpreter(module, garbage_collect_values=False) for _ in parts]
-        for run, part in zip(self._runs, parts, strict=True):
-            # Convolutions of small batches are faster so.
-            layout = torch.channels_last if part.dim() == 4 else torch.contiguous_format
-            run.args_iter = iter([part.contiguous(memory_format=layout)])
-        self._wanted = Counter(wanted)
-        self._kept: dict[str, list[torch.Tensor]] = {}
-        last_reader = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
-        self._dead: dict[Node, list[Node]] = {}
-        for source, reader in last_reader.items():
-            self._dead.setdefault(reader, []).append(source)
-        self._steps = self._walk(module)
-
-    def steps(self) -> Iterator[tuple[str, list[torch.Tensor]]]:
-        """Name and values of each wanted node, in the order of the graph; what is done to the values in place holds."""
-        return self._steps
-
-    def _walk(self, module: GraphModule) -> Iterator[tuple[str, list[torch.Tensor]]]:
-        for node in module.graph.nodes:
-            for run in self._runs:
-                run.env[node] = run.run_node(node)
-            if node.name in self._wanted:
-                yield node.name, [run.env[node] for run in self._runs]
-            for source in self._dead.get(node, ()):
-                for run in self._runs:
-                    del run.env[source]
-
-    def value(self, name: str) -> list[torch.Tensor]:
-        """The values of a wanted node; the graph is run until there. They are kept until asked for as often as wanted."""
-        while name not in self._kept:
-            found, values = next(self._steps)
-            self._kept[found] = values
-        self._wanted[name] -= 1
-        return self._kept[name] if self._wanted[name] else self._kept.pop(name)
 
 
 def _correct(module: GraphModule, node: Node, wanted: list[torch.Tensor], values: list[torch.Tensor]) -> float:

@@ -44,6 +44,16 @@ class Split:
             return self._inputs[indices]
         return [self._inputs[int(i)] for i in indices]
 
+    def spread(self, count: int | None = None) -> np.ndarray:
+        """The positions of so many images, evenly over the split: many sets are in the order of their classes.
+
+        Args:
+            count: How many; all if None or more than there are.
+        """
+        most = len(self)
+        count = most if count is None else min(count, most)
+        return np.arange(count, dtype=np.int64) * most // max(count, 1)
+
     def batches(
         self, preprocessing: Preprocessing | None, batch_size: int, limit: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -52,14 +62,14 @@ class Split:
         Args:
             preprocessing: Of the bundle; None passes float inputs unchanged.
             batch_size: Images at a time.
-            limit: Stop after this many.
+            limit: Take so many, evenly over the split.
 
         Yields:
             float32 (n, C, H, W) and int64 (n,).
         """
-        count = len(self) if limit is None else min(limit, len(self))
-        for start in range(0, count, batch_size):
-            indices = np.arange(start, min(start + batch_size, count))
+        positions = self.spread(limit)
+        for start in range(0, len(positions), batch_size):
+            indices = positions[start : start + batch_size]
             yield to_inputs(self.images(indices), preprocessing), self.labels[indices]
 
     def hashes(self) -> list[bytes]:

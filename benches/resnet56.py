@@ -1,0 +1,123 @@
+"""ResNet-56 on CIFAR-10 with 2.1, 2.5 and 3.3 times fewer MACs: cut, refitted and shortly fine-tuned, beside Torch-Pruning.
+
+    pip install --no-deps torch-pruning==1.6.0
+    python benches/resnet56.py [--shared ../shared/data] [--work runs/resnet56] [--epochs 2] [--times 2.1 --times 3.3]
+
+Both get the same fine-tuning, data and seed; Torch-Pruning chooses by the norm of groups (``GroupMagnitudeImportance``), all
+layers ranked together. It can't follow the parameter-free shortcut (strided slice and padded channels), so it cuts inside
+of the blocks. Killed, the same command goes on. Epochs are chosen on validation images; the best and the last are told.
+Figures are on the 5 000 test copies, paired with the original's. Results go to benches/results/resnet56.json; the full run
+is ``--epochs 60 --learning-rate 0.05``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import networks
+import torch
+from progress import log
+
+import edgekit
+from edgekit import zoo
+from edgekit.bundle import Bundle, versions
+from edgekit.cost import cost_of
+from edgekit.data.dataset import Dataset
+from edgekit.evaluation import Evaluation, evaluate, paired_difference
+from edgekit.files import write_json
+from edgekit.program import export_program
+from edgekit.sources.weights import load_weights_into
+
+RESULT = Path(__file__).parent / "results" / "resnet56.json"
+IMPORTANCE = "lasso"
+
+
+def main() -> None:
+    """Prunes with both, evaluates and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("runs/resnet56"))
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=0.02)
+    parser.add_argument("--times", type=float, action="append")
+    parser.add_argument("--ours-alone", action="store_true")
+    arguments = parser.parse_args()
+    original, data = networks.cifar_resnet(arguments.shared, 56)
+    reference = evaluate(original.module(), data.test, original.preprocessing)
+    found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": {}}
+    finetune = f"epochs={arguments.epochs},learning_rate={arguments.learning_rate:g}"
+    for times in arguments.times or (2.1, 2.5, 3.3):
+        cut = f"macs={1 / times:.4f},importance={IMPORTANCE},multiple=4,epochs=0"
+        jobs = {"edgekit": (original, [f"prune-channels:{cut}", f"finetune:{finetune}"])}
+        if not arguments.ours_alone:
+            weights = arguments.shared / "weights" / "resnet56_jpeg.safetensors"
+            jobs["torch-pruning"] = (_torch_pruning(original, weights, 1 / times), [f"finetune:{finetune}"])
+        for name, (bundle, steps) in jobs.items():
+            path = arguments.work / f"{name}-{times:g}-{arguments.epochs}"
+            small = edgekit.compress(bundle, steps, data, output=path, progress=log)
+            cut_only = edgekit.compress(bundle, steps[0], data) if len(steps) > 1 else bundle
+            found["rows"][f"{name} {times:g} {arguments.epochs}"] = _row(
+                original, small, cut_only, steps, data, reference
+            )
+            write_json(RESULT, {**found, "float_top1": reference.top1, "versions": versions()})
+
+
+def _row(
+    original: Bundle, small: Bundle, cut_only: Bundle, steps: list[str], data: Dataset, reference: Evaluation
+) -> dict[str, Any]:
+    result = evaluate(small.module(), data.test, original.preprocessing)
+    untrained = evaluate(cut_only.module(), data.test, original.preprocessing)
+    difference, error = paired_difference(reference, result)
+    was, now = cost_of(original.module()), cost_of(small.module())
+    report = small.steps[-1]["report"]
+    row = {
+        "steps": steps,
+        "macs_ratio": now.macs / was.macs,
+        "parameters_ratio": now.parameters / was.parameters,
+        "top1": result.top1,
+        "drop": 0.0 - difference,
+        "standard_error": error,
+        "top1_before_training": untrained.top1,
+        "best_validation_top1": report["best_validation_top1"],
+        "last_validation_top1": report["last_validation_top1"],
+        "history": report["history"],
+    }
+    print({key: row[key] for key in ("steps", "macs_ratio", "top1", "drop", "top1_before_training")}, flush=True)
+    return row
+
+
+def _torch_pruning(original: Bundle, weights: Path, goal: float) -> Bundle:
+    """The same network cut by Torch-Pruning to the share of MACs, in small steps until it is reached."""
+    import torch_pruning
+
+    module, _ = zoo.build("resnet56-cifar")
+    load_weights_into(module, weights)
+    module.eval()
+    x = torch.zeros(1, *original.input_shape)
+    stages: Any = (module.layer1, module.layer2, module.layer3)
+    streams = [module.conv1, module.linear, *(block.conv2 for stage in stages for block in stage)]
+    pruner = torch_pruning.pruner.BasePruner(
+        module,
+        x,
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=True,
+        pruning_ratio=0.9,
+        max_pruning_ratio=0.9,
+        iterative_steps=400,
+        ignored_layers=streams,
+    )
+    whole = cost_of(original.module()).macs
+    bundle = original
+    while True:
+        pruner.step()
+        bundle = replace(original, program=export_program(module, original.input_shape), samples=None, path=None)
+        if cost_of(bundle.module()).macs <= goal * whole:
+            return bundle
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Refitting what is left: after channels were cut, each layer's weights are fitted to what it gave before the cut.
+
+With X what a layer reads in the network that has been cut, and Y what it gave in the original, its weights become
+argmin_W |Y - X W|² + r |W - W0|², where W0 are the weights that are left and r is small against the variance of X (He et
+al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, equation 3). Layers are fitted in the order
+of the graph, each reading what the fitted layers before it give. The last layer of a residual branch is fitted to the
+original's sum minus the shortcut as it is now, so that it makes up for what the shortcut has lost (there, section 3.3).
+No gradient and no label is needed, and the solution is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Node
+
+from edgekit.compress.layers import own_weights
+from edgekit.compress.prune.flow import Flow, Labels
+from edgekit.compress.prune.moments import is_dense, moments
+from edgekit.program import aten, attribute, layer_name, refresh_shapes, shape_of
+from edgekit.walk import Walk
+
+# The weight of W0 against the mean variance of a patch's elements: what the images don't determine stays as it was.
+_RIDGE = 1e-2
+# A batch norm whose scale is below this share of its largest can't pass a shortcut's loss back to the layer before it.
+_LEAST_SCALE = 0.02
+# Images at a time in each operator, and the most elements of one tensor of all images together.
+_BATCH, _ELEMENTS = 32, 2**27
+
+
+@dataclass(frozen=True)
+class Refit:
+    """One layer that was fitted.
+
+    Attributes:
+        layer: Its name.
+        before: The share of its original output's variance that it missed after the cut.
+        after: The same once it was fitted.
+    """
+
+    layer: str
+    before: float
+    after: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+def kept_positions(flow: Flow, removed: set[int]) -> dict[str, torch.Tensor]:
+    """For each node whose value has channels that may be cut, the positions along them that stay; ask before the cut."""
+    found = {}
+    for node in flow.module.graph.nodes:
+        labels = flow.labels(node)
+        if isinstance(labels, Labels):
+            stays = [root not in removed for root in flow.roots(labels.ids).tolist()]
+            found[node.name] = torch.from_numpy(np.flatnonzero(stays))
+    return found
+
+
+def images_at_once(module: GraphModule, most: int) -> int:
+    """How many images, up to ``most``, may be in memory with every tensor that is alive at one time."""
+    sizes = [math.prod(shape_of(n)[1:]) for n in module.graph.nodes if n.op == "call_function" and _is_tensor(n)]
+    largest = max(sizes, default=1)
+    return max(min(most, _ELEMENTS // max(largest, 1)), 1)
+
+
+def _is_tensor(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def reconstruct(
+    floats: GraphModule,
+    module: GraphModule,
+    kept: Mapping[str, torch.Tensor],
+    images: np.ndarray,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Refit]:
+    """Fits the layers of a network that has been cut to the original, in place.
+
+    Args:
+        floats: The network before the cut.
+        module: The network after it; nodes have the same names.
+        kept: See :func:`kept_positions`.
+        images: Inputs, shape (n, …).
+        seed: Of the choice of positions in large feature maps.
+        progress: Told how far it has come.
+
+    Returns:
+        The layers that were fitted. Depthwise and grouped convolutions keep their weights.
+    """
+    refresh_shapes(module, torch.from_numpy(images[:2]))
+    layers = {node.name: (node, weight) for node, weight in own_weights(module) if is_dense(node)}
+    twins = {node.name: node for node in floats.graph.nodes}
+    joints = {name: _shortcut(node) for name, (node, _) in layers.items()}
+    parts = torch.from_numpy(images).split(_BATCH)
+    shortcuts = [joint.other.name for joint in joints.values() if joint is not None]
+    reference = Walk(floats, parts, [*layers, *shortcuts])
+    walk = Walk(module, parts, layers)
+    done: list[Refit] = []
+    with torch.no_grad():
+        for name, _ in walk.steps():
+            node, weight = layers[name]
+            wanted = [_chosen(twins[name], value, kept.get(name)) for value in reference.value(name)]
+            joint = joints[name]
+            if joint is not None:
+                now = walk.now(joint.other)
+                was = reference.value(joint.other.name) if now is not None else []
+                if now is not None:
+                    wanted = _with_the_shortcuts_loss(module, joint, wanted, was, now, kept)
+            source = node.args[0]
+            assert isinstance(source, Node)
+            inputs = walk.now(source)
+            assert inputs is not None
+            done.append(_fit(module, node, weight, inputs, wanted, seed))
+            walk.again(node)
+            if progress is not None:
+                progress(len(done), len(layers), f"refitting {layer_name(node)}")
+    return done
+
+
+@dataclass(frozen=True)
+class _Joint:
+    """Where a layer's output is added to a shortcut."""
+
+    other: Node
+    norm: Node | None
+
+
+def _shortcut(node: Node) -> _Joint | None:
+    norm = None
+    reader = _only_reader(node)
+    if reader is not None and reader.target is aten.batch_norm.default:
+        norm, reader = reader, _only_reader(reader)
+    if reader is None or reader.target is not aten.add.Tensor or reader.kwargs:
+        return None
+    others = [a for a in reader.args[:2] if isinstance(a, Node) and a is not (norm or node)]
+    return _Joint(others[0], norm) if len(others) == 1 and others[0].op == "call_function" else None
+
+
+def _only_reader(node: Node) -> Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+def _chosen(node: Node, value: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    if positions is None:
+        return value
+    return value.index_select(value.dim() - 1 if node.target is aten.linear.default else 1, positions)
+
+
+def _with_the_shortcuts_loss(
+    module: GraphModule,
+    joint: _Joint,
+    wanted: list[torch.Tensor],
+    was: list[torch.Tensor],
+    now: list[torch.Tensor],
+    kept: Mapping[str, torch.Tensor],
+) -> list[torch.Tensor]:
+    positions = kept.get(joint.other.name)
+    was = [_chosen(joint.other, value, positions) for value in was]
+    if any(a.shape != b.shape or a.shape != w.shape for a, b, w in zip(was, now, wanted, strict=True)):
+        return wanted  # added by broadcasting
+    if joint.norm is None:
+        return [w + a - b for w, a, b in zip(wanted, was, now, strict=True)]
+    # Behind a batch norm of scale s, a change of s·d takes a change of d before it.
+    gain = _gain(module, joint.norm)
+    back = torch.where(gain.abs() > _LEAST_SCALE * gain.abs().max(), 1 / gain, torch.zeros_like(gain))
+    shape = (-1, *[1] * (wanted[0].dim() - 2))
+    return [w + (a - b) * back.view(shape) for w, a, b in zip(wanted, was, now, strict=True)]
+
+
+def _gain(module: GraphModule, norm: Node) -> torch.Tensor:
+    gamma, variance, epsilon = norm.args[1], norm.args[4], norm.args[7]
+    assert isinstance(variance, Node)
+    scale = 1 / torch.sqrt(attribute(module, str(variance.target)) + float(epsilon))  # type: ignore[arg-type]
+    return scale * attribute(module, str(gamma.target)) if isinstance(gamma, Node) else scale
+
+
+def _fit(
+    module: GraphModule,
+    node: Node,
+    weight: str,
+    inputs: list[torch.Tensor],
+    wanted: list[torch.Tensor],
+    seed: int,
+) -> Refit:
+    parameter = attribute(module, weight)
+    old = parameter.detach().flatten(1).double()
+    found = moments(node, inputs, wanted, seed=seed)
+    ridge = _RIDGE * float(found.xx.diagonal().mean()) + 1e-12
+    left = found.xx + ridge * torch.eye(len(found.xx), dtype=torch.float64)
+    new = torch.linalg.solve(left, found.xy + ridge * old.T).T
+    parameter.data.copy_(new.reshape(parameter.shape))
+    # The mean, which the covariances leave out: through the layer's own bias, or the mean of the batch norm behind it.
+    bias = node.args[2] if len(node.args) > 2 else None
+    reader = _only_reader(node)
+    if isinstance(bias, Node) and bias.op == "get_attr" and len(bias.users) == 1:
+        attribute(module, str(bias.target)).data.copy_(found.y - new @ found.x)
+    elif bias is None and reader is not None and reader.target is aten.batch_norm.default:
+        mean = attribute(module, str(reader.args[3].target))  # type: ignore[union-attr]
+        mean.data.copy_(mean.double() + new @ found.x - found.y)
+    return Refit(layer_name(node), found.error(old), found.error(new))
