@@ -62,7 +62,7 @@ def compress(
         raise UsageError("there is no step to apply", "Give --step NAME or --recipe FILE.")
     dataset = load_data(data) if isinstance(data, str) else data
     if dataset is not None:
-        bundle.check_labels(dataset)
+        dataset = bundle.view_of(dataset)
     work = _work_folder(Path(output)) if output is not None else None
     context = Context(data=dataset, device=device, seed=seed, progress=progress)
     state = _fingerprint(bundle, dataset, seed)
@@ -70,6 +70,9 @@ def compress(
         state = _mix(state, step.to_dict())
         done = work / f"{position:02d}-{step.name}-{state[:16]}" if work else None
         bundle = _run(bundle, step, ordered[:position], context, done)
+        if dataset is not None:
+            dataset = bundle.view_of(dataset)  # a step may have left classes out
+            context = replace(context, data=dataset)
         if done is not None and position + 1 < len(ordered):
             # What a resumed command would go on from.
             bundle = replace(Bundle.load(done / "bundle"), path=None)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgekit.data.dataset import Dataset
 
 STEPS: Mapping[str, str] = {
+    "keep-classes": "edgekit.compress.prune.classes:KeepClasses",
     "prune-channels": "edgekit.compress.prune.channels:PruneChannels",
     "prune-weights": "edgekit.compress.prune.weights:PruneWeights",
     "equalize": "edgekit.compress.quantize.equalize:Equalize",

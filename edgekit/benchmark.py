@@ -310,14 +310,14 @@ def _accuracies(
         key = (cell.path, cell.runtime)
         if key in found:
             continue
-        described = candidate.metadata.get("preprocessing")
+        described, labels = candidate.metadata.get("preprocessing"), candidate.metadata.get("labels", ())
         if described is None:
             found[key] = "no accuracy: the file does not say how images become inputs"
             continue
         try:
             found[key] = evaluate_file(
-                cell.path, cell.runtime, target, dataset.test, Preprocessing.from_dict(described),
-                names=candidate.metadata.get("labels", ()), limit=images, progress=progress,
+                cell.path, cell.runtime, target, dataset.seen_by(labels).test, Preprocessing.from_dict(described),
+                names=labels, limit=images, progress=progress,
             )  # fmt: skip
         except ExecutionError as error:
             found[key] = f"no accuracy: {error.what}"
@@ -375,7 +375,7 @@ def _compared(rows: list[Row], candidates: Sequence[_Candidate], reference: int 
         if (
             row.accuracy is not None
             and base.accuracy is not None
-            and len(row.accuracy.labels) == len(base.accuracy.labels)
+            and np.array_equal(row.accuracy.labels, base.accuracy.labels)
         ):
             difference = paired_difference(base.accuracy, row.accuracy)
         compared.append(

@@ -173,12 +173,13 @@ class Bundle:
             "metrics": self.metrics,
         }
 
-    def check_labels(self, dataset: Dataset) -> None:
-        """Checks that the network has an output for every label of a data set.
+    def view_of(self, dataset: Dataset) -> Dataset:
+        """A data set as this network sees it: with its own classes alone, if they are some of the data set's.
 
         Raises:
-            DataError: If not.
+            DataError: If it has labels that the network has no output for.
         """
+        dataset = dataset.seen_by(self.labels)
         outputs = math.prod(self._output_shape())
         highest = max(int(split.labels.max(initial=-1)) for split in (dataset.train, dataset.validation, dataset.test))
         if highest >= outputs:
@@ -186,6 +187,7 @@ class Bundle:
                 f"{dataset.name} has labels up to {highest}, and the network gives {outputs} outputs",
                 f"Labels must run from 0 to {outputs - 1}: take the data that the network was trained for.",
             )
+        return dataset
 
     def _output_shape(self) -> list[int]:
         (output,) = self.program.graph_signature.user_outputs

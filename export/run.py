@@ -137,6 +137,7 @@ def _proof(bundle: Bundle, data: Dataset | str | None, images: int, progress: Pr
     reference = data if data is not None else bundle.data or None
     dataset = load_data(reference) if isinstance(reference, str) else reference
     if dataset is not None:
+        dataset = bundle.view_of(dataset)
         split, limit = dataset.test, min(images, len(dataset.test))
         described = {"reference": dataset.name, "split": "test", "images": limit, "digest": split.digest}
         split = split if limit == len(split) else split.part(split.spread(limit))
@@ -224,6 +225,11 @@ def _prove(
             "The file was not kept. The format's converter produced something that its runtime refuses.",
         ) from error
     simulated = evaluate(lowered.module, proof.split, bundle.preprocessing, progress=progress)
+    if simulated.logits.shape != deployed.logits.shape:
+        raise ParityError(
+            f"{path.name} gives {deployed.logits.shape[1]} numbers for an input, the program {simulated.logits.shape[1]}",
+            "The file was not kept. Please report the network: a lowering that changes results is a bug.",
+        )
     agreement = compare(simulated.logits, deployed.logits, step=_output_step(lowered))
     tolerance = TOLERANCES[_kind(lowered)]
     found = violations(agreement, tolerance, float(np.abs(simulated.logits).max(initial=0.0)))

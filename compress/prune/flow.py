@@ -154,17 +154,18 @@ class Flow:
 Rule = Callable[[Flow, Node], Any]
 
 
-def analyse(module: GraphModule, rules: Mapping[Any, Rule]) -> Flow:
+def analyse(module: GraphModule, rules: Mapping[Any, Rule], *, frozen_outputs: bool = True) -> Flow:
     """Follows the channels through a graph.
 
     Args:
         module: A graph in ATen training IR whose nodes carry ``meta["val"]``.
         rules: For each operator how channels flow through it; an operator without one is a barrier.
+        frozen_outputs: Whether the channels that the graph returns have to stay.
     """
     flow = Flow(module)
     for node in module.graph.nodes:
         if node.op == "output":
-            for source in node.all_input_nodes:
+            for source in node.all_input_nodes if frozen_outputs else ():
                 flow.freeze(flow.labels(source))
         elif node.op == "call_function":
             rule = rules.get(node.target)

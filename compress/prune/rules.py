@@ -344,8 +344,115 @@ def reshaping(flow: Flow, node: Node) -> Labels | None:
 
         flow.edits.append(resized)
     elif node.target is aten.unflatten.int:
-        flow.freeze(labels)
+
+        def unflattened(kept: Kept) -> None:
+            sizes = list(node.args[2])
+            sizes[dim - node.args[1] % len(shape_of(node.args[0]))] = int(kept(ids).sum())
+            node.update_arg(2, sizes)
+
+        flow.edits.append(unflattened)
     return Labels(dim, ids)
+
+
+@rule(aten.pixel_shuffle.default)
+def pixel_shuffling(flow: Flow, node: Node) -> Labels | None:
+    """Each run of r² channels becomes one channel of r times the height and width: it is cut whole."""
+    labels = flow.labels(node.args[0])
+    if labels is None or labels.dim != 1:
+        flow.freeze(labels)
+        return None
+    runs = labels.ids.reshape(-1, int(node.args[1]) ** 2)
+    _couple_rows(flow, runs.T)
+    return Labels(1, runs[:, 0].copy())
+
+
+@rule(aten.layer_norm.default)
+def layer_norm(flow: Flow, node: Node) -> Labels | None:
+    """Scale and shift by channel. Mean and variance are taken over the channels that are left."""
+    labels = flow.labels(node.args[0])
+    if labels is None:
+        return None
+    if len(node.args[1]) != 1 or labels.dim != len(shape_of(node)) - 1:
+        flow.barrier(node, "Only a norm over the channels alone, in the last dimension, can lose some of them.")
+        return None
+    for source in (argument(node, 2), argument(node, 3)):
+        flow.bind(source, 0, labels.ids, "vector", node)
+
+    def shorter(kept: Kept) -> None:
+        node.update_arg(1, [int(kept(labels.ids).sum())])
+
+    flow.edits.append(shorter)
+    return labels
+
+
+@rule(aten.softmax.int, aten._softmax.default)
+def softmax(flow: Flow, node: Node) -> Labels | None:
+    """Along another dimension than the channels, it works on each by itself."""
+    labels = flow.labels(node.args[0])
+    if labels is not None and node.args[1] % len(shape_of(node)) == labels.dim:
+        flow.barrier(node, "A softmax over channels sees all of them; they stay whole.")
+        return None
+    return labels
+
+
+@rule(aten.select.int)
+def selection(flow: Flow, node: Node) -> Labels | None:
+    """One position of another dimension keeps all channels."""
+    labels = flow.labels(node.args[0])
+    if labels is None:
+        return None
+    dim = node.args[1] % len(shape_of(node.args[0]))
+    if dim == labels.dim:
+        flow.barrier(node, "One channel is picked out by its place; they stay whole.")
+        return None
+    return Labels(labels.dim - (dim < labels.dim), labels.ids)
+
+
+@rule(aten.matmul.default, aten.bmm.default)
+def product(flow: Flow, node: Node) -> Labels | None:
+    """Two tensors multiplied, as in attention: what is summed over goes from both, what is not stays with the result."""
+    rank = len(shape_of(node))
+    out: list[Labels] = []
+    summed: list[Labels | None] = []
+    for source, contracted in ((node.args[0], -1), (node.args[1], -2)):
+        labels, own_rank = flow.labels(source), len(shape_of(source))
+        if labels is not None and labels.dim == own_rank + contracted:
+            summed.append(labels)
+            continue
+        summed.append(None)
+        if labels is not None:
+            out.append(Labels(labels.dim + rank - own_rank, labels.ids))
+    if summed[0] is not None and summed[1] is not None:
+        flow.unite(summed[0].ids, summed[1].ids)
+    else:
+        flow.freeze(summed)
+    if len(out) == 2 and out[0].dim == out[1].dim and len(out[0].ids) == len(out[1].ids):
+        flow.unite(out[0].ids, out[1].ids)
+    elif len(out) == 2:
+        flow.freeze(out)
+        return None
+    return out[0] if out else None
+
+
+@rule(aten.scaled_dot_product_attention.default)
+def attention(flow: Flow, node: Node) -> Labels | None:
+    """Channels of queries and keys go together, those of values stay with the result; the scale is that of before."""
+    query, key, value = (flow.labels(source) for source in node.args[:3])
+    rank = len(shape_of(node))
+    if query is not None and key is not None and query.dim == key.dim == rank - 1:
+        flow.unite(query.ids, key.ids)
+        width = shape_of(node.args[0])[-1]
+
+        def same_scale(kept: Kept) -> None:
+            node.kwargs = {"scale": width**-0.5, **node.kwargs}
+
+        flow.edits.append(same_scale)
+    else:
+        flow.freeze([query, key])
+    if value is not None and value.dim != rank - 1:
+        flow.freeze(value)
+        return None
+    return value
 
 
 @rule(aten.sym_size.int)

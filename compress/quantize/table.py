@@ -42,7 +42,7 @@ def sensitivity_table(
     settings = step or Quantize()
     settings.requires(bundle)
     dataset = load_data(data) if isinstance(data, str) else data
-    bundle.check_labels(dataset)
+    dataset = bundle.view_of(dataset)
     session = Session(bundle, settings, Context(data=dataset, seed=seed, progress=progress))
     choice = session.first_choice()
     limit = min(images, len(dataset.validation))

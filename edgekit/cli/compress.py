@@ -28,6 +28,15 @@ def compress(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE.yaml", help="The steps as a YAML list.")
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes", metavar="A,B,…", help="Keep these classes alone, by name or place.", show_default=False
+        ),
+    ] = None,
+    other: Annotated[
+        bool, typer.Option("--other", help="With --classes: one more output, for all other classes.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="The bundle folder to write.")
     ] = None,
@@ -52,6 +61,8 @@ def compress(
       edgekit compress zoo:resnet20-cifar --weights resnet20.safetensors --data cifar10:cifar-10-batches-py
       --step prune-channels:macs=0.5,epochs=8 --step quantize -o small
 
+      edgekit compress zoo:digits-cnn --data digits --classes 3,5,8 --step prune-channels:macs=0.3,importance=lasso -o three
+
       edgekit compress --list
     """
     from edgekit.cli import render
@@ -61,15 +72,19 @@ def compress(
         return
     if not model or output is None:
         raise UsageError(f"{'MODEL' if not model else '-o DIR'} is missing", "See `edgekit compress --help`.")
-    if bool(step) == bool(recipe):
+    if other and not classes:
+        raise UsageError("--other needs --classes", "For example --classes 3,5,7 --other.")
+    if bool(step) == bool(recipe) and not (classes and not step):
         raise UsageError(
             "give either --step NAME (once or more) or --recipe FILE", "`edgekit compress --list` shows the steps."
         )
     from edgekit.compress.pipeline import compress as run
-    from edgekit.compress.step import parse_step
+    from edgekit.compress.step import make_step, parse_step
     from edgekit.recipe import load_recipe
 
     steps = load_recipe(recipe) if recipe else [parse_step(text) for text in step or []]
+    if classes:
+        steps = [make_step("keep-classes", {"classes": classes, "other": other}), *steps]
     bundle = options.load_model(model, weights, input_shape, mean, std, scale, color, resize)
     if bundle.path is not None and bundle.path.resolve() == output.resolve():
         raise UsageError(f"{output} is the bundle to compress", "Write the result to another folder.")

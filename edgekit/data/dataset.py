@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,9 @@ VALIDATION_SHARE, VALIDATION_MOST = 0.1, 5000
 TEST_SHARE = 0.15
 
 Images = np.ndarray | Sequence[np.ndarray]
+
+OTHER = "other"
+"""The output for images of no class that a network knows."""
 
 
 class Split:
@@ -136,6 +139,40 @@ class Dataset:
     test: Split
     augmentation: str = "none"
     notes: tuple[str, ...] = field(default=())
+
+    def seen_by(self, labels: Sequence[str]) -> Dataset:
+        """The data set as a network with these outputs sees it.
+
+        Where they are some of its classes, by name and fewer, images of other classes are left out; with an output
+        ``other`` they stay, with that label. In any other case it is the data set itself.
+
+        Args:
+            labels: Class names in the order of the network's outputs; empty if they have none.
+
+        Raises:
+            DataError: If a split has no image of these classes.
+        """
+        wanted = [name for name in labels if name != OTHER]
+        if not wanted or len(labels) >= len(self.labels) or not set(wanted) <= set(self.labels):
+            return self
+        places = {name: position for position, name in enumerate(labels)}
+        new = np.array([places.get(name, places.get(OTHER, -1)) for name in self.labels], np.int64)
+        splits = {name: _relabelled(getattr(self, name), new) for name in ("train", "validation", "test")}
+        for name, split in splits.items():
+            if not len(split):
+                raise DataError(f"the {name} part of {self.name} has no image of {', '.join(wanted)}")
+        left_out = sum(len(getattr(self, name)) - len(split) for name, split in splits.items())
+        note = (f"{left_out} images of other classes were left out",) if left_out else ()
+        return replace(self, labels=tuple(labels), notes=(*self.notes, *note), **splits)
+
+
+def _relabelled(split: Split, new: np.ndarray) -> Split:
+    """The images whose label has a new one, with it."""
+    labels = new[split.labels]
+    chosen = np.flatnonzero(labels >= 0)
+    part = split.part(chosen)
+    part.labels = labels[chosen]
+    return part
 
 
 def make_dataset(

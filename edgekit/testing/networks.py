@@ -109,6 +109,139 @@ class InPlace(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class ChannelShuffle(nn.Module):
+    """Grouped 1×1 convolutions with a channel shuffle between them, and a concatenating shortcut, as in ShuffleNet V1."""
+
+    def __init__(self, groups: int = 3) -> None:
+        super().__init__()
+        self.groups = groups
+        self.stem, self.bn0 = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.reduce, self.bn1 = nn.Conv2d(12, 18, 1, groups=groups, bias=False), nn.BatchNorm2d(18)
+        self.depthwise, self.bn2 = nn.Conv2d(18, 18, 3, 2, 1, groups=18, bias=False), nn.BatchNorm2d(18)
+        self.expand, self.bn3 = nn.Conv2d(18, 12, 1, groups=groups, bias=False), nn.BatchNorm2d(12)
+        self.mix, self.head = nn.Conv2d(24, 16, 1), nn.Linear(16, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn0(self.stem(x)))
+        y = F.relu(self.bn1(self.reduce(x)))
+        n, c, h, w = y.shape
+        y = y.view(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+        y = self.bn3(self.expand(self.bn2(self.depthwise(y))))
+        x = F.relu(torch.cat([F.avg_pool2d(x, 3, 2, 1), y], 1))
+        return self.head(F.relu(self.mix(x)).mean((2, 3)))
+
+
+class SplitShuffle(nn.Module):
+    """Channels split in two, one half worked on, both shuffled together, as in ShuffleNet V2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.conv1, self.bn1 = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.bn2 = nn.Conv2d(8, 8, 3, 1, 1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn3 = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.mix, self.head = nn.Conv2d(16, 24, 1), nn.Linear(24, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn0(self.stem(x)))
+        kept, y = x.chunk(2, 1)
+        y = F.relu(self.bn1(self.conv1(y)))
+        y = F.relu(self.bn3(self.conv2(self.bn2(self.depthwise(y)))))
+        x = torch.cat([kept, y], 1)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.head(F.relu(self.mix(x)).mean((2, 3)))
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighted by a small network on their means, as in MobileNetV3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.expand, self.bn1 = nn.Conv2d(16, 24, 1, bias=False), nn.BatchNorm2d(24)
+        self.reduce, self.excite = nn.Conv2d(24, 8, 1), nn.Conv2d(8, 24, 1)
+        self.project, self.bn2 = nn.Conv2d(24, 16, 1, bias=False), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.hardswish(self.bn0(self.stem(x)))
+        y = F.hardswish(self.bn1(self.expand(x)))
+        scale = F.hardsigmoid(self.excite(F.relu(self.reduce(F.adaptive_avg_pool2d(y, 1)))))
+        x = x + self.bn2(self.project(y * scale))
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class Slices(nn.Module):
+    """Channels taken apart by slices and a split of uneven sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(3, 20, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.left, self.right = nn.Conv2d(12, 10, 1), nn.Conv2d(10, 10, 1)
+        self.head = nn.Linear(20, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        first, rest = x[:, :8], x[:, 8:]
+        a, b = torch.split(F.relu(self.wide(first)), [6, 10], 1)
+        y = F.relu(self.left(rest)) + F.relu(self.right(b))
+        return self.head(torch.cat([y, a, b[:, :4]], 1).mean((2, 3)))
+
+
+class PixelShuffle(nn.Module):
+    """Channels moved into space, as in super-resolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up = nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.Conv2d(12, 24, 3, padding=1)
+        self.mix, self.head = nn.Conv2d(6, 16, 3, padding=1), nn.Linear(16, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(F.pixel_shuffle(self.up(F.relu(self.stem(x))), 2))
+        return self.head(F.relu(self.mix(x)).mean((2, 3)))
+
+
+class Transposed(nn.Module):
+    """A transposed convolution with a skip, as in segmentation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 10, 3, padding=1), nn.Conv2d(10, 16, 3, stride=2, padding=1)
+        self.up, self.mix = nn.ConvTranspose2d(16, 10, 2, stride=2), nn.Conv2d(20, 14, 1)
+        self.head = nn.Linear(14, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skip = F.relu(self.stem(x))
+        x = F.relu(self.up(F.relu(self.down(skip))))
+        return self.head(F.relu(self.mix(torch.cat([skip, x], 1))).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """A small vision transformer: patches, multi-head attention, layer norm, a perceptron, each with a shortcut."""
+
+    def __init__(self, width: int = 24, heads: int = 3) -> None:
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.patches = nn.Conv2d(3, width, 4, stride=4)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out, self.wide, self.narrow = nn.Linear(width, width), nn.Linear(width, 48), nn.Linear(48, width)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        y = self.norm1(x)
+        q, k, v = (
+            layer(y).unflatten(2, (self.heads, self.size)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        weights = (q @ k.transpose(2, 3) / self.size**0.5).softmax(-1)
+        x = x + self.out((weights @ v).transpose(1, 2).flatten(2))
+        x = x + self.narrow(F.gelu(self.wide(self.norm2(x))))
+        return self.head(x.mean(1))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain": Plain,
     "residual": Residual,
@@ -119,13 +252,25 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 """Every network by the feature that it stands for; tests run over all of them."""
 
+FEATURES: dict[str, Callable[[], nn.Module]] = {
+    **NETWORKS,
+    "channel-shuffle": ChannelShuffle,
+    "split-shuffle": SplitShuffle,
+    "squeeze-excite": SqueezeExcite,
+    "slices": Slices,
+    "pixel-shuffle": PixelShuffle,
+    "transposed": Transposed,
+    "attention": Attention,
+}
+"""These and the features that channels flow through in less common ways; pruning is tried on all."""
+
 
 def make(name: str, seed: int = 0) -> nn.Module:
     """A network with seeded weights and batch-norm statistics that are not trivial, in evaluation."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # biases begin at random
-        network = NETWORKS[name]()
+        network = FEATURES[name]()
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):

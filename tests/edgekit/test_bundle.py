@@ -77,4 +77,4 @@ def test_labels_without_an_output_are_refused(bundle: Bundle, tmp_path: Path) ->
     x = rng.integers(0, 255, (80, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "d.npz", train_x=x[:60], train_y=np.arange(60) % 10, test_x=x[60:], test_y=np.arange(20))
     with pytest.raises(DataError, match="labels up to 19, and the network gives 10 outputs"):
-        bundle.check_labels(load_data(f"npz:{tmp_path / 'd.npz'}"))
+        bundle.view_of(load_data(f"npz:{tmp_path / 'd.npz'}"))
