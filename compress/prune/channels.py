@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -16,11 +17,13 @@ from edgekit.compress.prune.importance import FROM_DATA, Batches, Importance, cl
 from edgekit.compress.prune.reconstruct import Refit, images_at_once, kept_positions, reconstruct
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.selection import select
+from edgekit.compress.prune.stopwatch import Stopwatch, align, meet, parse_goal, refuse_unknown_format
 from edgekit.compress.prune.surgery import cut
 from edgekit.compress.step import Context, Progress, Step, needs_float_weights, no_progress
 from edgekit.cost import Cost, cost_of
 from edgekit.data.dataset import to_inputs
 from edgekit.errors import StepError
+from edgekit.files import write_json
 from edgekit.program import attribute, duplicate
 
 # Images at a time.
@@ -31,15 +34,17 @@ _BATCH = 32
 class PruneChannels(Step):
     """Cuts channels, physically, on the exported program.
 
-    Give one goal: ``macs``, ``parameters`` (the share to keep) or ``ratio`` (the share of MACs to cut). Channels that
-    meet in residual additions, concatenations, depthwise and grouped convolutions go together. With data at hand, the
-    weights that are left are fitted to what each layer gave before the cut; with ``epochs`` above zero the network is
-    fine-tuned afterwards.
+    Give one goal: ``macs``, ``parameters``, ``latency`` (the share to keep) or ``ratio`` (the share of MACs to cut).
+    Channels that meet in residual additions, concatenations, depthwise and grouped convolutions go together. With data at
+    hand, the weights that are left are fitted to what each layer gave before the cut; with ``epochs`` above zero the
+    network is fine-tuned afterwards.
 
     Attributes:
         macs: Share of the multiply-accumulates to keep, between 0 and 1.
         parameters: Share of the parameters of convolutions and linear layers to keep, between 0 and 1.
         ratio: Share of the multiply-accumulates to cut; ``ratio=0.5`` is ``macs=0.5``.
+        latency: Share of the measured latency to keep and the format in whose runtime to measure it, such as
+            ``0.5@tflite``: one thread of this machine, by trials.
         importance: What ranks channels, together with all that are coupled: the norm of their weights, their filters' distance
             to the others of the layer (``geometric-median``), the scale of batch norm, or chance, as a control; or, by
             ``images`` training images, the change of the loss to first (``taylor``) or second order (``fisher``), or what it
@@ -48,6 +53,7 @@ class PruneChannels(Step):
         floor: Share of its channels that every layer keeps.
         multiple: Cut so many channels of the same layers at a time, so that widths stay multiples of it: runtimes have
             their fast kernels for multiples of 4, 8 or 16 channels, and a width between may be slower than the original.
+        align: A format in whose runtime the multiples 1 to 32 are tried; the fastest takes the place of ``multiple``.
         images: How many training images the importance looks at.
         reconstruct: On how many training images the weights that are left are fitted to each layer's output before the
             cut, by least squares; 0 leaves them as they are.
@@ -70,12 +76,14 @@ class PruneChannels(Step):
     macs: float | None = None
     parameters: float | None = None
     ratio: float | None = None
+    latency: str | None = None
     importance: Importance = "l2"
     images: int = 512
     reconstruct: int = 512
     scope: Literal["global", "layer"] = "global"
     floor: float = 0.1
     multiple: int = 8
+    align: str | None = None
     rounds: int = 1
     between: int = 1
     epochs: int = 5
@@ -83,9 +91,11 @@ class PruneChannels(Step):
     distill: float = 0.0
 
     def __post_init__(self) -> None:
-        goals = [goal for goal in (self.macs, self.parameters, self.ratio) if goal is not None]
+        goals = [goal for goal in (self.macs, self.parameters, self.ratio, self.latency) if goal is not None]
         if len(goals) != 1:
-            raise ValueError("give exactly one goal: macs, parameters or ratio, for example macs=0.5")
+            raise ValueError("give exactly one goal: macs, parameters, latency or ratio, for example macs=0.5")
+        if isinstance(goals[0], str):
+            goals = [parse_goal(goals[0])[0]]
         if not 0 < goals[0] < 1:
             raise ValueError(f"a goal is a share between 0 and 1, not {goals[0]:g}")
         if not 0 <= self.floor <= 1:
@@ -100,12 +110,17 @@ class PruneChannels(Step):
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for format in (self.align, parse_goal(self.latency)[1] if self.latency is not None else None):
+            if format is not None:
+                refuse_unknown_format(format)
         if not 0 <= self.distill <= 1:
             raise ValueError(f"distill is a share between 0 and 1, not {self.distill:g}")
 
     @property
     def goal(self) -> tuple[str, float]:
-        """What is limited (``macs`` or ``parameters``) and the share to keep."""
+        """What is limited (``macs``, ``parameters`` or ``latency``) and the share to keep."""
+        if self.latency is not None:
+            return "latency", parse_goal(self.latency)[0]
         if self.parameters is not None:
             return "parameters", self.parameters
         return "macs", self.macs if self.macs is not None else 1 - float(self.ratio or 0)
@@ -116,6 +131,13 @@ class PruneChannels(Step):
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         if self.epochs or (self.rounds > 1 and self.between):
             context.dataset(self.name)  # ask for it before the work, not after
+        if self.latency is not None or self.align is not None:
+            settled, timed = self._by_the_stopwatch(bundle, context)
+            after, report = settled._apply(bundle, context)
+            return after, {**report, "stopwatch": timed}
+        return self._apply(bundle, context)
+
+    def _apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         original, before = bundle, cost_of(bundle.module())
         measure, share = self.goal
         rounds: list[dict[str, Any]] = []
@@ -137,6 +159,41 @@ class PruneChannels(Step):
             if not last:
                 rounds.append(found)
         return bundle, {**_report(before, cost_of(bundle.module())), **report, **({"rounds": rounds} if rounds else {})}
+
+    def _by_the_stopwatch(self, bundle: Bundle, context: Context) -> tuple[PruneChannels, dict[str, Any]]:
+        """These settings with the grid and the share of MACs that the clock chose; a killed run keeps its choice."""
+        kept = context.checkpoints / "stopwatch.json" if context.checkpoints is not None else None
+        if kept is not None and kept.is_file():
+            found = json.loads(kept.read_text())
+            return replace(self, latency=None, align=None, **found["settled"]), found
+        batches = self._batches(bundle, context) if self.importance in FROM_DATA else None
+        scores = class_scores(analyse(bundle.module(), RULES), self.importance, batches=batches, seed=context.seed)
+
+        def cut_to(share: float, multiple: int) -> Bundle | None:
+            module = bundle.module()
+            values = {**dict.fromkeys(("latency", "align", "ratio", "parameters")), "macs": None, measure: share}
+            try:
+                prune(module, replace(self, multiple=multiple, **values), scores=scores)
+            except StepError:
+                return None
+            return bundle.with_module(module)
+
+        name, goal = self.goal
+        measure = "macs" if name == "latency" else name
+        formats = self.align, parse_goal(self.latency)[1] if self.latency is not None else None
+        found = {"settled": {}, "grids": [], "trials": []}
+        multiple, share = self.multiple, goal
+        watches = {f: Stopwatch(bundle, f, progress=context.progress) for f in formats if f is not None}
+        if self.align is not None:
+            multiple, grids = align(watches[self.align], goal, cut_to)
+            found |= {"grids": [t.to_dict() for t in grids], "align": self.align}
+        if formats[1] is not None:
+            share, trials = meet(watches[formats[1]], goal, multiple, cut_to)
+            found |= {"trials": [t.to_dict() for t in trials], "format": formats[1], "goal": goal}
+        found["settled"] = {"multiple": multiple, "ratio": None, measure: share}
+        if kept is not None:
+            write_json(kept, found)
+        return replace(self, latency=None, align=None, **found["settled"]), found
 
     def _cut(self, bundle: Bundle, context: Context, goal: float) -> tuple[Bundle, dict[str, Any]]:
         module = bundle.module()
@@ -167,6 +224,8 @@ class PruneChannels(Step):
 
     def ensures(self, before: Bundle, after: Bundle) -> None:
         measure, share = self.goal
+        if measure == "latency":  # by its trials, which the report tells
+            measure, share = "macs", 1.0
         was, now = cost_of(before.module()), cost_of(after.module())
         reached = getattr(now, measure) / getattr(was, measure)
         # Parameters of batch norm are outside the goal's measure, so allow them their part.
@@ -180,6 +239,7 @@ def prune(
     *,
     goal: float | None = None,
     batches: Batches | None = None,
+    scores: dict[int, float] | None = None,
     images: np.ndarray | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
@@ -191,6 +251,7 @@ def prune(
         settings: The goal, and what ranks channels.
         goal: The share to keep in place of that of the settings.
         batches: Inputs and labels, where data ranks channels.
+        scores: The channels' importance, where it is known from an earlier analysis of the same graph.
         images: Inputs to refit the weights that are left on, shape (n, …); None leaves them.
         seed: Of chance.
         progress: Told how far the refitting has come.
@@ -202,7 +263,8 @@ def prune(
         StepError: If nothing can be cut, or the goal can't be met.
     """
     flow = analyse(module, RULES)
-    scores = class_scores(flow, settings.importance, batches=batches, seed=seed)
+    if scores is None:
+        scores = class_scores(flow, settings.importance, batches=batches, seed=seed)
     if not scores:
         stops = "; ".join(f"{b.operator} at {b.layer}" for b in flow.barriers[:3])
         raise StepError(

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edgekit import program as programs
 from edgekit.bundle import Bundle
 from edgekit.data.preprocessing import Preprocessing
@@ -17,7 +19,7 @@ from edgekit.sources.weights import load_weights_into
 
 
 def load(
-    model: str | Path,
+    model: str | Path | torch.nn.Module,
     *,
     weights: str | Path | None = None,
     input_shape: Sequence[int] | None = None,
@@ -28,7 +30,7 @@ def load(
 
     Args:
         model: A bundle folder, ``zoo:NAME``, ``package.module:factory``, ``path/to/file.py:factory``, ``FILE.pt2``,
-            or ``FILE.onnx``.
+            ``FILE.onnx``, or, in Python, the network itself.
         weights: For a zoo network or a factory: a safetensors file, or a state dict that loads with
             ``weights_only=True``.
         input_shape: Shape of one input without the batch, such as ``(3, 32, 32)``; taken from the zoo or the program
@@ -46,6 +48,9 @@ def load(
         >>> edgekit.load("zoo:digits-cnn").input_shape
         (1, 8, 8)
     """
+    if isinstance(model, torch.nn.Module):
+        _refuse_weights(weights, f"the {type(model).__name__}")
+        return _with_overrides(_from_module(model, type(model).__name__, {}, input_shape), preprocessing, labels)
     text = str(model)
     if text.startswith("zoo:"):
         bundle = _from_zoo(text, weights)
@@ -95,10 +100,16 @@ def _from_zoo(reference: str, weights: str | Path | None) -> Bundle:
 
 def _from_factory(reference: str, weights: str | Path | None, input_shape: Sequence[int] | None) -> Bundle:
     module = build_from_factory(reference)
-    source: dict[str, Any] = {"reference": reference}
+    source: dict[str, Any] = {}
     if weights is not None:
         load_weights_into(module, Path(weights))
-        source |= {"weights": Path(weights).name, "weights_sha256": sha256_file(Path(weights))}
+        source = {"weights": Path(weights).name, "weights_sha256": sha256_file(Path(weights))}
+    return _from_module(module, reference, source, input_shape)
+
+
+def _from_module(
+    module: torch.nn.Module, reference: str, source: dict[str, Any], input_shape: Sequence[int] | None
+) -> Bundle:
     known: Any = input_shape or getattr(module, "input_shape", ())
     shape = tuple(known)
     if not shape:
@@ -106,7 +117,10 @@ def _from_factory(reference: str, weights: str | Path | None, input_shape: Seque
             f"the input shape of {reference} is not known",
             "Set --input-shape, for example --input-shape 3,224,224 (channels, height, width).",
         )
-    return Bundle(programs.export_program(module, shape, origin=reference), shape, source=source)
+    training = module.training
+    program = programs.export_program(module, shape, origin=reference)
+    module.train(training)
+    return Bundle(program, shape, source={"reference": reference, **source})
 
 
 def _from_pt2(path: Path) -> Bundle:

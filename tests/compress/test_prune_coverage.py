@@ -49,7 +49,9 @@ def test_cut_networks_are_smaller_and_right_in_every_format(name: str, share: fl
     # By the shapes that are left, the file holds the weights and nothing else.
     theory = sum(value.numel() * value.element_size() for value in small.program.state_dict.values())
     with zipfile.ZipFile(tmp_path / name / "program.pt2") as archive:
-        stored = sum(e.file_size for e in archive.infolist() if "/weights/" in e.filename and not e.filename.endswith("json"))
+        stored = sum(
+            e.file_size for e in archive.infolist() if "/weights/" in e.filename and not e.filename.endswith("json")
+        )
     assert stored <= 1.1 * theory
     # Proved in each runtime: export fails where a file computes something else.
     for file in edgekit.export(small, ["onnx", "tflite", "ncnn"]):

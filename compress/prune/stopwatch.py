@@ -1,0 +1,184 @@
+"""Cutting by the stopwatch: widths that the runtime likes, and a goal in measured latency.
+
+Runtimes have fast kernels for widths on a grid, and which grid is theirs to know: what is cut is exported, run in the
+real runtime beside the original, and the ratio decides. Weights don't matter for time, so nothing is refitted or trained
+for a trial.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.bundle import Bundle
+from edgekit.errors import StepError, UsageError
+from edgekit.export.exporter import exporter_for
+from edgekit.runtimes.measure import Cell, Plan, compare, measure
+from edgekit.runtimes.targets.target import target_for
+
+MULTIPLES = (1, 2, 4, 8, 16, 32)
+"""The grids of channels that are tried."""
+
+# A grid is as good as the fastest if it is slower by no more than this share: the finer one then loses less accuracy.
+_AS_GOOD = 0.01
+# A latency goal is met from below, this close; after so many trials the best is taken.
+_CLOSE, _TRIALS = 0.03, 7
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to cut, measured.
+
+    Attributes:
+        macs: The share of MACs that was aimed at.
+        multiple: The grid of channels.
+        ratio: Median latency over the original's.
+        low: Lower end of its interval.
+        high: Upper end.
+    """
+
+    macs: float
+    multiple: int
+    ratio: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+Cut = Callable[[float, int], Bundle | None]
+"""From a share of MACs and a grid to the network cut so; None where that can't be done."""
+
+
+def parse_goal(text: str) -> tuple[float, str]:
+    """``0.5@tflite`` as the share and the format.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    share, at, where = text.partition("@")
+    try:
+        value = float(share.rstrip("x"))
+    except ValueError:
+        value = 0.0
+    if not at or not where or not 0 < value < 1:
+        raise ValueError(f"a latency goal is a share and a format, such as latency=0.5@tflite, not {text!r}")
+    return value, where
+
+
+class Stopwatch:
+    """Measures networks against an original in the runtime of a format.
+
+    Args:
+        original: What to compare with.
+        format: Name of the format: its runtime is the one that is timed, with one thread.
+        plan: How long to measure.
+        progress: Told what is going on.
+    """
+
+    def __init__(
+        self,
+        original: Bundle,
+        format: str,
+        *,
+        plan: Plan | None = None,
+        progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    ) -> None:
+        self.exporter = exporter_for(format)
+        self._original = original
+        self._plan = plan or Plan(rounds=5, seconds=0.3)
+        self._progress = progress
+
+    def trials(self, asked: Sequence[tuple[float, int]], cut: Cut) -> list[Trial]:
+        """Measures ways to cut, interleaved with the original, and returns those that could be."""
+        x = np.random.default_rng(0).standard_normal((1, *self._original.input_shape), dtype=np.float32)
+        with tempfile.TemporaryDirectory(prefix="edgekit-") as folder, target_for("local") as target:
+            cells, done = [self._written(self._original, Path(folder) / "original")], []
+            for number, (macs, multiple) in enumerate(asked):
+                self._progress(number, len(asked), f"writing a trial for {self.exporter.runtime}")
+                bundle = cut(macs, multiple)
+                if bundle is not None:
+                    cells.append(self._written(bundle, Path(folder) / f"trial-{number}"))
+                    done.append((macs, multiple))
+            found = measure(cells, [x] * len(cells), target, self._plan, self._progress)
+        for measurement in found:
+            if measurement.error:
+                raise StepError(f"{self.exporter.runtime} could not be timed: {measurement.error}")
+        compared = [compare(measurement, found[0]) for measurement in found[1:]]
+        return [Trial(m, k, c.ratio, c.low, c.high) for (m, k), c in zip(done, compared, strict=True)]
+
+    def _written(self, bundle: Bundle, folder: Path) -> Cell:
+        folder.mkdir()
+        path = folder / f"model{self.exporter.suffix}"
+        lowered = self.exporter.lower(bundle, "float32")
+        metadata = {"input_layout": self.exporter.input_layout, "input_shape": list(bundle.input_shape)}
+        self.exporter.write(lowered, path, metadata)
+        return Cell(label=folder.name, path=path, runtime=self.exporter.runtime)
+
+
+def align(stopwatch: Stopwatch, macs: float, cut: Cut) -> tuple[int, list[Trial]]:
+    """The grid of channels on which the runtime is fastest at a share of MACs; the finest of those as good.
+
+    Raises:
+        StepError: If no grid meets the goal.
+    """
+    trials = stopwatch.trials([(macs, multiple) for multiple in MULTIPLES], cut)
+    if not trials:
+        raise StepError(f"no grid of channels meets the goal of {macs:.1%}", "Ask for less.")
+    fastest = min(trial.ratio for trial in trials)
+    return next(t.multiple for t in trials if t.ratio <= fastest * (1 + _AS_GOOD)), trials
+
+
+def meet(stopwatch: Stopwatch, goal: float, multiple: int, cut: Cut) -> tuple[float, list[Trial]]:
+    """The largest share of MACs, as far as a few trials tell, whose measured latency meets the goal.
+
+    Raises:
+        StepError: If no trial meets it.
+    """
+    trials: list[Trial] = []
+    low, high, share = 0.0, 1.0, goal
+    for _ in range(_TRIALS):
+        found = stopwatch.trials([(share, multiple)], cut)
+        if not found:  # it can't be cut so far
+            low = max(low, share)
+            share = (low + high) / 2
+            continue
+        (trial,) = found
+        trials.append(trial)
+        if trial.ratio <= goal:
+            low = max(low, share)
+            if trial.ratio >= goal - _CLOSE:
+                break
+        else:
+            high = min(high, share)
+        # Latency is a fixed part and one that goes with the MACs: aim between, by the line through this trial and the original.
+        slope = (1 - trial.ratio) / max(1 - share, 1e-6)
+        aimed = 1 - (1 - goal + _CLOSE / 2) / slope if slope > 0 else 0.0
+        share = aimed if low < aimed < high else (low + high) / 2
+    met = [trial for trial in trials if trial.ratio <= goal]
+    if not met:
+        tried = ", ".join(f"{t.macs:.0%} of the MACs: {t.ratio:.2f}" for t in trials)
+        raise StepError(
+            f"a latency of {goal:.2f} of the original's was not reached in {stopwatch.exporter.runtime} ({tried or 'no cut'})",
+            "Ask for less, lower the floor, or another runtime.",
+        )
+    return max(met, key=lambda trial: trial.macs).macs, trials
+
+
+def refuse_unknown_format(name: str) -> None:
+    """Refuses what is no format, at the time that settings are read.
+
+    Raises:
+        ValueError: If there is no such format.
+    """
+    try:
+        exporter_for(name)
+    except UsageError as error:
+        raise ValueError(f"{error.what}. {error.remedy}") from error

@@ -1,0 +1,77 @@
+"""Goals in latency and grids by the clock: the search with a clock that is known, then a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgekit.bundle import Bundle
+from edgekit.compress.pipeline import compress
+from edgekit.compress.prune import stopwatch
+from edgekit.compress.prune.stopwatch import Cut, Stopwatch, Trial, align, meet, parse_goal
+from edgekit.cost import cost_of
+from edgekit.errors import StepError, UsageError
+
+
+class Known(Stopwatch):
+    """A fixed part of the time, and one that goes with the MACs by a factor for each grid."""
+
+    def __init__(self, fixed: float, factors: dict[int, float]) -> None:
+        self.exporter: Any = SimpleNamespace(runtime="known")
+        self.fixed, self.factors = fixed, factors
+        self.asked = 0
+
+    def trials(self, asked: Sequence[tuple[float, int]], cut: Cut) -> list[Trial]:
+        self.asked += len(asked)
+        possible = [(macs, multiple) for macs, multiple in asked if cut(macs, multiple) is not None]
+        ratios = [self.fixed + (1 - self.fixed) * macs * self.factors.get(multiple, 1.0) for macs, multiple in possible]
+        return [Trial(m, k, r, r, r) for (m, k), r in zip(possible, ratios, strict=True)]
+
+
+def _can(least: float = 0.0, most: int = 64) -> Cut:
+    return lambda macs, multiple: Known if macs >= least and multiple <= most else None  # type: ignore[return-value]
+
+
+def test_the_finest_of_the_fastest_grids_is_taken() -> None:
+    watch = Known(0.0, {1: 1.3, 2: 1.2, 4: 1.005, 8: 1.0, 16: 1.1, 32: 1.0})
+    multiple, trials = align(watch, 0.5, _can(most=16))
+    assert multiple == 4
+    assert [t.multiple for t in trials] == [1, 2, 4, 8, 16]
+    with pytest.raises(StepError, match="no grid"):
+        align(watch, 0.5, _can(least=0.9))
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.2, 0.4])
+@pytest.mark.parametrize("goal", [0.5, 0.7])
+def test_a_latency_goal_is_met_from_below_and_closely(fixed: float, goal: float) -> None:
+    watch = Known(fixed, {})
+    macs, trials = meet(watch, goal, 8, _can(least=0.05))
+    ratio = fixed + (1 - fixed) * macs
+    assert goal - 0.03 <= ratio <= goal
+    assert watch.asked <= 4
+    assert trials[-1].ratio == pytest.approx(ratio)
+
+
+def test_a_goal_below_the_fixed_part_is_refused_with_what_was_tried() -> None:
+    with pytest.raises(StepError, match=r"0\.30 of the original's was not reached in known"):
+        meet(Known(0.5, {}), 0.3, 8, _can(least=0.1))
+
+
+@pytest.mark.parametrize("text", ["0.5", "0.5@", "@onnx", "2@onnx", "fast@onnx", "0.5@nothing"])
+def test_goals_that_make_no_sense_are_refused(text: str, before: Bundle) -> None:
+    with pytest.raises(UsageError):
+        compress(before, f"prune-channels:latency={text},epochs=0")
+    assert parse_goal("0.5x@tflite") == (0.5, "tflite")
+
+
+def test_the_real_clock_decides_and_the_report_tells(before: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopwatch, "MULTIPLES", (1, 4))
+    small = compress(before, "prune-channels:macs=0.5,align=onnx,epochs=0")
+    found = small.steps[-1]["report"]["stopwatch"]
+    assert found["settled"]["multiple"] in (1, 4)
+    assert [grid["multiple"] for grid in found["grids"]] == [1, 4]
+    assert all(grid["low"] <= grid["ratio"] <= grid["high"] for grid in found["grids"])
+    assert cost_of(small.module()).macs <= 0.5 * cost_of(before.module()).macs
