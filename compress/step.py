@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STEPS: Mapping[str, str] = {
     "keep-classes": "edgekit.compress.prune.classes:KeepClasses",
+    "sparse-train": "edgekit.compress.prune.sparse_training:SparseTraining",
     "prune-channels": "edgekit.compress.prune.channels:PruneChannels",
     "prune-weights": "edgekit.compress.prune.weights:PruneWeights",
     "equalize": "edgekit.compress.quantize.equalize:Equalize",

@@ -272,7 +272,7 @@ def prune(
             "Channels that reach the output, or an operator without a rule, have to stay.",
         )
     measure, share = settings.goal
-    costs = _weight_costs(module, flow, measure)
+    costs = weight_costs(module, flow, measure)
     selection = select(
         flow,
         scores,
@@ -290,7 +290,7 @@ def prune(
     return flow, reconstruct(floats, module, kept, images, seed=seed, progress=progress)
 
 
-def _weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, float]:
+def weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, float]:
     """For each weight: the MACs it takes part in, or its size."""
     macs = {layer.name: layer.macs for layer in cost_of(module).layers}
     costs: dict[str, float] = {}
