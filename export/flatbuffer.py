@@ -1,4 +1,4 @@
-"""Edits of a ``.tflite`` flatbuffer that no converter does for us: metadata, and weights stored in half precision."""
+"""Edits of a ``.tflite`` flatbuffer that no converter does for us: metadata, and weights in fewer bits or without zeros."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from edgekit.export.lowering import pack_bits
 
 METADATA_NAME = b"edgekit"
 INT4_MAX = 7
+# Weights are stored without their zeros where that takes so much of the bytes or less: it costs time on loading.
+_WORTHWHILE = 0.8
 
 
 def edit_model(
@@ -19,6 +21,7 @@ def edit_model(
     half_weights: bool = False,
     narrow_weights: bool = False,
     wide_biases: bool = False,
+    sparse_weights: bool = False,
 ) -> bytes:
     """Returns the model with edgekit's metadata in it, and its weights stored in fewer bits if asked.
 
@@ -30,11 +33,16 @@ def edit_model(
         narrow_weights: Store int8 weights whose values fit into 4 bits as int4.
         wide_biases: Store int32 biases as int64, which kernels for int16 activations want: with the int32 that litert-torch
             0.10 writes they compute something else without a word.
+        sparse_weights: Store weights that are mostly zeros without them, with a DENSIFY before their use, where that is
+            smaller.
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(content, 0)
+    if sparse_weights:
+        for graph in model.subgraphs:
+            _store_sparse(schema, model, graph)
     if half_weights:
         for graph in model.subgraphs:
             _store_half(schema, model, graph)
@@ -81,6 +89,72 @@ def _store_half(schema: Any, model: Any, graph: Any) -> None:
         inserted.append(operator)
     graph.operators = inserted + list(graph.operators)
     _drop_unused_buffers(model)
+
+
+def _store_sparse(schema: Any, model: Any, graph: Any) -> None:
+    """Rows of the last dimension are compressed (TFLite's ``SPARSE_CSR``); the dimensions before it stay dense."""
+    types = {schema.TensorType.FLOAT32: np.float32, schema.TensorType.INT8: np.int8}
+    weighted = (schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.FULLY_CONNECTED)
+    inserted, done = [], set()
+    for operator in list(graph.operators):
+        index = int(operator.inputs[1]) if len(operator.inputs) > 1 else -1
+        if model.operatorCodes[operator.opcodeIndex].builtinCode not in weighted or index in done:
+            continue
+        tensor = graph.tensors[index]
+        stored = model.buffers[tensor.buffer].data
+        if tensor.type not in types or stored is None:
+            continue
+        raw = bytes(bytearray(stored))
+        rows = np.frombuffer(raw, types[tensor.type]).reshape(-1, int(tensor.shape[-1]))
+        sparsity, values, size = _compressed_rows(schema, rows, [int(n) for n in tensor.shape])
+        if size > _WORTHWHILE * len(raw):
+            continue
+        done.add(index)
+        sparse, buffer = schema.TensorT(), schema.BufferT()
+        sparse.shape, sparse.type, sparse.name = tensor.shape, tensor.type, tensor.name + b"_sparse"
+        sparse.sparsity, sparse.quantization = sparsity, tensor.quantization
+        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+        model.buffers.append(buffer)
+        sparse.buffer = len(model.buffers) - 1
+        graph.tensors.append(sparse)
+        tensor.buffer = 0
+        made = schema.OperatorT()
+        made.opcodeIndex = _operator_code(schema, model, schema.BuiltinOperator.DENSIFY, version=1)
+        made.inputs, made.outputs = [len(graph.tensors) - 1], [index]
+        made.builtinOptionsType = schema.BuiltinOptions.DensifyOptions
+        made.builtinOptions = schema.DensifyOptionsT()
+        inserted.append(made)
+    graph.operators = inserted + list(graph.operators)
+    _drop_unused_buffers(model)
+
+
+def _compressed_rows(schema: Any, rows: np.ndarray, shape: list[int]) -> tuple[Any, np.ndarray, int]:
+    """The description of a tensor by the places of what is not zero, these values, and the bytes that both take."""
+    at, places = np.nonzero(rows)
+    ends = np.concatenate([[0], np.cumsum(np.bincount(at, minlength=len(rows)))])
+    sparsity = schema.SparsityParametersT()
+    sparsity.traversalOrder, sparsity.blockMap, sparsity.dimMetadata = list(range(len(shape))), [], []
+    for size in shape[:-1]:
+        dense = schema.DimensionMetadataT()
+        dense.format, dense.denseSize = schema.DimensionType.DENSE, size
+        sparsity.dimMetadata.append(dense)
+    last = schema.DimensionMetadataT()
+    last.format, last.denseSize = schema.DimensionType.SPARSE_CSR, 0
+    last.arraySegmentsType, last.arraySegments, segments = _narrowest(schema, ends)
+    last.arrayIndicesType, last.arrayIndices, indices = _narrowest(schema, places)
+    sparsity.dimMetadata.append(last)
+    values = rows[at, places]
+    return sparsity, values, values.nbytes + segments + indices
+
+
+def _narrowest(schema: Any, numbers: np.ndarray) -> tuple[Any, Any, int]:
+    """Indices as a vector of the least width that holds them, and its bytes."""
+    kinds = (("Uint8Vector", np.uint8), ("Uint16Vector", np.uint16), ("Int32Vector", np.int32))
+    highest = int(numbers.max(initial=0))
+    name, kind = next((name, kind) for name, kind in kinds if highest <= np.iinfo(kind).max)
+    vector = getattr(schema, f"{name}T")()
+    vector.values = numbers.astype(kind)
+    return getattr(schema.SparseIndexVector, name), vector, vector.values.nbytes
 
 
 def _store_int4(schema: Any, model: Any, graph: Any) -> None:
@@ -134,13 +208,14 @@ def _drop_unused_buffers(model: Any) -> None:
             buffer.data = None
 
 
-def _operator_code(schema: Any, model: Any, builtin: int) -> int:
+def _operator_code(schema: Any, model: Any, builtin: int, version: int = 3) -> int:
+    """The place of an operator among the model's; version 3 of DEQUANTIZE reads float16."""
     for index, code in enumerate(model.operatorCodes):
         if code.builtinCode == builtin:
             return index
     code = schema.OperatorCodeT()
     code.builtinCode = builtin
     code.deprecatedBuiltinCode = min(builtin, 127)
-    code.version = 3  # reads float16
+    code.version = version
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1

@@ -56,8 +56,10 @@ class TfliteExporter(Exporter):
         global_pool_to_mean(module)
         if bundle.weights == "codes":
             notes.append("TFLite has no shared weights: the file holds each as a float, and is no smaller")
-        if bundle.weights == "sparse":
+        if bundle.weights == "sparse" and precision == "float16":
             notes.append("zeros are stored and multiplied like any number: this file is no smaller and no faster")
+        elif bundle.weights == "sparse":
+            notes.append("weights are stored without their zeros, which are filled in on loading: smaller, not faster")
         if precision == "float16":
             round_weights(module, precision)
             notes.append("weights are stored in float16; XNNPACK computes in float32 on x86")
@@ -88,6 +90,7 @@ class TfliteExporter(Exporter):
             metadata=json.dumps(metadata),
             half_weights=lowered.precision == "float16",
             narrow_weights=lowered.precision == "int8" and bool(narrow_weights(module)),
+            sparse_weights=lowered.precision != "float16",
             wide_biases=lowered.precision == "int8" and activation_bits(module) == 16,
         )
         with atomic_file(path) as partial:

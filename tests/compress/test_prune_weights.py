@@ -127,7 +127,7 @@ def test_the_archive_is_as_small_as_theory_says(sparsity: float, before: Bundle,
     assert cost_of(bundle.module()).bytes < 0.35 * cost_of(before.module()).bytes
 
 
-def test_the_onnx_file_shrinks_and_every_format_computes_the_same(
+def test_files_shrink_where_the_format_can_and_every_format_computes_the_same(
     before: Bundle, data: Dataset, tmp_path: Path
 ) -> None:
     small = compress(before, "prune-weights:sparsity=0.8,epochs=0", data)
@@ -135,8 +135,10 @@ def test_the_onnx_file_shrinks_and_every_format_computes_the_same(
     files = export(small, ["onnx", "tflite", "ncnn"], data=data, output=tmp_path / "small")
     sizes = [b.parity["size_bytes"] / a.parity["size_bytes"] for a, b in zip(whole, files, strict=True)]
     assert sizes[0] < 0.4
-    assert min(sizes[1:]) > 0.95
-    assert all("no smaller" in " ".join(file.parity["lowering"]) for file in files[1:])
+    assert sizes[1] < 0.6
+    assert sizes[2] > 0.95
+    for file, said in zip(files[1:], ("smaller, not faster", "no smaller"), strict=True):
+        assert said in " ".join(file.parity["lowering"])
 
 
 def test_quantized_afterwards_the_zeros_are_still_there(before: Bundle, data: Dataset, tmp_path: Path) -> None:
@@ -151,9 +153,11 @@ def test_quantized_afterwards_the_zeros_are_still_there(before: Bundle, data: Da
     assert sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights) > 0.89
     sizes = [(tmp_path / name / "program.pt2").stat().st_size for name in ("b", "whole")]
     assert sizes[0] < 0.6 * sizes[1]
-    (a,), (b,) = (export(x, "onnx", data=data, output=tmp_path / str(i)) for i, x in enumerate((small, whole)))
-    assert a.parity["size_bytes"] < 0.6 * b.parity["size_bytes"]
-    assert a.parity["int8_macs_share"] == 1
+    formats = ["onnx", "tflite"]
+    files = [export(x, formats, data=data, output=tmp_path / str(i)) for i, x in enumerate((small, whole))]
+    for a, b in zip(*files, strict=True):
+        assert a.parity["size_bytes"] < 0.75 * b.parity["size_bytes"]
+        assert a.parity["int8_macs_share"] == 1
 
 
 def test_layers_that_do_not_fit_the_pattern_stay_whole_and_are_named(before: Bundle, data: Dataset) -> None:
