@@ -182,6 +182,76 @@ def codebooks() -> list[str]:
     return lines
 
 
+def resnet56() -> list[str]:
+    """Channel pruning beside another toolkit."""
+    found = result("resnet56")
+    lines = [
+        f"**Channels cut from ResNet-56** (CIFAR-10, float {found['float_top1']:.2f} %; the same few epochs for both, as two cores allow), "
+        "`python benches/resnet56.py`:",
+        "",
+        "| tool, MACs divided by | MACs × | parameters × | top-1 before training | top-1 after (epochs) | points lost |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in found["rows"].items():
+        tool, times, _ = name.split()
+        lost = f"{_points(row['drop'])} ± {row['standard_error']:.2f}"
+        cells = [f"{tool}, {times}", f"{row['macs_ratio']:.2f}", f"{row['parameters_ratio']:.2f}"]
+        cells += [f"{row['top1_before_training']:.2f} %", f"{row['top1']:.2f} % ({len(row['history'])})", lost]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def few_classes() -> list[str]:
+    """Networks for a few classes."""
+    found = result("classes")
+    lines = [
+        "**A few classes of CIFAR-10 from ResNet-20** (top-1 on the test images of these classes; before and after a few epochs on "
+        "them), `python benches/classes.py`:",
+        "",
+        "| classes | whole network, restricted | MACs × | pruned blindly, then restricted | restricted, then pruned | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for classes, row in found["rows"].items():
+        both = [f"{row[k]['top1_before_training']:.1f} → {row[k]['top1']:.1f} %" for k in ("blind", "aware")]
+        difference, error = row["aware_against_blind"]
+        cells = [classes, f"{row['restricted_top1']:.1f} %", f"{row['aware']['macs_ratio']:.2f}", *both]
+        lines.append(f"| {' | '.join(cells)} | {difference:+.2f} ± {error:.2f} |")
+    return lines
+
+
+def pruned_speed() -> list[str]:
+    """Half of the MACs, by the clock."""
+    found = result("pruned_speed")
+    lines = []
+    for name, network in found["networks"].items():
+        heads = list(next(iter(network["rows"].values()))["times"])
+        lines += [
+            f"**Half of the MACs of {name}, by the clock** ({network['target']['cpu']}, {found['rounds']} interleaved rounds; time × "
+            "the original's in each runtime, with one and two threads), `python benches/pruned_speed.py`:",
+            "",
+            f"| grid | MACs × | {' | '.join(heads)} |",
+            "|---|---|" + "---|" * len(heads),
+        ]
+        for multiple, row in network["rows"].items():
+            by = [runtime for runtime, chosen in network["chosen"].items() if str(chosen) == multiple]
+            grid = f"{multiple} (align: {', '.join(by)})" if by else multiple
+            times = [f"{row['times'][head][0]:.2f}" if head in row["times"] else "" for head in heads]
+            lines.append(f"| {grid} | {row['macs_ratio']:.2f} | {' | '.join(times)} |")
+        lines.append("")
+    return lines[:-1]
+
+
+def sparse_speed() -> list[str]:
+    """Zeros in LiteRT."""
+    found = result("sparse_speed")
+    ratio, low, high, verdict = found["comparison"]
+    dense, sparse = (size / 2**20 for size in found["size_bytes"])
+    return [
+        f"MobileNet V1 in LiteRT with {100 * found['sparsity']:.0f} % zeros in its 1×1 convolutions: {dense:.1f} → {sparse:.1f} MiB, time × "
+        f"{ratio:.2f} [{low:.2f}, {high:.2f}], {verdict} (`python benches/sparse_speed.py`)."
+    ]
+
+
 def pruned_weights() -> list[str]:
     """Weight pruning."""
     found = result("prune_weights")
@@ -249,7 +319,8 @@ def tables() -> str:
     parts: dict[str, Callable[[], list[str]]] = {
         "resnet20": resnet20, "pruned_widths": pruned_widths, "quantize_cifar": quantized_cifar,
         "quantize_imagenet": quantized_imagenet, "int8_speed": int8_speed, "codebook": codebooks, "qat": trained,
-        "prune_weights": pruned_weights,
+        "resnet56": resnet56, "classes": few_classes, "pruned_speed": pruned_speed, "prune_weights": pruned_weights,
+        "sparse_speed": sparse_speed,
         "calibration_memory": memory, "startup": others,
     }  # fmt: skip
     # What was not measured has no table.
