@@ -186,7 +186,7 @@ def resnet56() -> list[str]:
     """Channel pruning beside another toolkit."""
     found = result("resnet56")
     lines = [
-        f"**Channels cut from ResNet-56** (CIFAR-10, float {found['float_top1']:.2f} %; the same few epochs for both, as two cores allow), "
+        f"**Channels cut from ResNet-56** (CIFAR-10, float {found['float_top1']:.2f} %; the same few epochs for both), "
         "`python benches/resnet56.py`:",
         "",
         "| tool, MACs divided by | MACs × | parameters × | top-1 before training | top-1 after (epochs) | points lost |",
@@ -205,10 +205,10 @@ def few_classes() -> list[str]:
     """Networks for a few classes."""
     found = result("classes")
     lines = [
-        "**A few classes of CIFAR-10 from ResNet-20** (top-1 on the test images of these classes; before and after a few epochs on "
-        "them), `python benches/classes.py`:",
+        "**A few classes of CIFAR-10 from ResNet-20** (top-1 on the test images of these classes; before and after a few "
+        "epochs on them), `python benches/classes.py`:",
         "",
-        "| classes | whole network, restricted | MACs × | pruned blindly, then restricted | restricted, then pruned | difference |",
+        "| classes | the whole, restricted | MACs × | pruned blindly, then restricted | restricted, then pruned | difference |",
         "|---|---|---|---|---|---|",
     ]
     for classes, row in found["rows"].items():
@@ -226,8 +226,8 @@ def pruned_speed() -> list[str]:
     for name, network in found["networks"].items():
         heads = list(next(iter(network["rows"].values()))["times"])
         lines += [
-            f"**Half of the MACs of {name}, by the clock** ({network['target']['cpu']}, {found['rounds']} interleaved rounds; time × "
-            "the original's in each runtime, with one and two threads), `python benches/pruned_speed.py`:",
+            f"**Half of the MACs of {name}, by the clock** ({network['target']['cpu']}, {found['rounds']} interleaved rounds; time "
+            "× the original's in each runtime, with one and two threads), `python benches/pruned_speed.py`:",
             "",
             f"| grid | MACs × | {' | '.join(heads)} |",
             "|---|---|" + "---|" * len(heads),
@@ -247,8 +247,8 @@ def sparse_speed() -> list[str]:
     ratio, low, high, verdict = found["comparison"]
     dense, sparse = (size / 2**20 for size in found["size_bytes"])
     return [
-        f"MobileNet V1 in LiteRT with {100 * found['sparsity']:.0f} % zeros in its 1×1 convolutions: {dense:.1f} → {sparse:.1f} MiB, time × "
-        f"{ratio:.2f} [{low:.2f}, {high:.2f}], {verdict} (`python benches/sparse_speed.py`)."
+        f"MobileNet V1 in LiteRT with {100 * found['sparsity']:.0f} % zeros in its 1×1 convolutions: {dense:.1f} → "
+        f"{sparse:.1f} MiB, time × {ratio:.2f} [{low:.2f}, {high:.2f}], {verdict} (`python benches/sparse_speed.py`)."
     ]
 
 
