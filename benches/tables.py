@@ -226,8 +226,8 @@ def pruned_speed() -> list[str]:
     for name, network in found["networks"].items():
         heads = list(next(iter(network["rows"].values()))["times"])
         lines += [
-            f"**Half of the MACs of {name}, by the clock** ({network['target']['cpu']}, {found['rounds']} interleaved rounds; time "
-            "× the original's in each runtime, with one and two threads), `python benches/pruned_speed.py`:",
+            f"**Half of the MACs of {name}, by the clock** ({network['target']['cpu']}, {found['rounds']} interleaved rounds; "
+            "time × the original's in each runtime, with one and two threads), `python benches/pruned_speed.py`:",
             "",
             f"| grid | MACs × | {' | '.join(heads)} |",
             "|---|---|" + "---|" * len(heads),

@@ -91,11 +91,10 @@ class PruneChannels(Step):
     distill: float = 0.0
 
     def __post_init__(self) -> None:
-        goals = [goal for goal in (self.macs, self.parameters, self.ratio, self.latency) if goal is not None]
+        timed = parse_goal(self.latency)[0] if self.latency is not None else None
+        goals = [goal for goal in (self.macs, self.parameters, self.ratio, timed) if goal is not None]
         if len(goals) != 1:
             raise ValueError("give exactly one goal: macs, parameters, latency or ratio, for example macs=0.5")
-        if isinstance(goals[0], str):
-            goals = [parse_goal(goals[0])[0]]
         if not 0 < goals[0] < 1:
             raise ValueError(f"a goal is a share between 0 and 1, not {goals[0]:g}")
         if not 0 <= self.floor <= 1:
@@ -164,16 +163,15 @@ class PruneChannels(Step):
         """These settings with the grid and the share of MACs that the clock chose; a killed run keeps its choice."""
         kept = context.checkpoints / "stopwatch.json" if context.checkpoints is not None else None
         if kept is not None and kept.is_file():
-            found = json.loads(kept.read_text())
-            return replace(self, latency=None, align=None, **found["settled"]), found
+            earlier = json.loads(kept.read_text())
+            return self._settled(**earlier["settled"]), earlier
         batches = self._batches(bundle, context) if self.importance in FROM_DATA else None
         scores = class_scores(analyse(bundle.module(), RULES), self.importance, batches=batches, seed=context.seed)
 
         def cut_to(share: float, multiple: int) -> Bundle | None:
             module = bundle.module()
-            values = {**dict.fromkeys(("latency", "align", "ratio", "parameters")), "macs": None, measure: share}
             try:
-                prune(module, replace(self, multiple=multiple, **values), scores=scores)
+                prune(module, self._settled(measure, share, multiple), scores=scores)
             except StepError:
                 return None
             return bundle.with_module(module)
@@ -181,7 +179,7 @@ class PruneChannels(Step):
         name, goal = self.goal
         measure = "macs" if name == "latency" else name
         formats = self.align, parse_goal(self.latency)[1] if self.latency is not None else None
-        found = {"settled": {}, "grids": [], "trials": []}
+        found: dict[str, Any] = {"settled": {}, "grids": [], "trials": []}
         multiple, share = self.multiple, goal
         watches = {f: Stopwatch(bundle, f, progress=context.progress) for f in formats if f is not None}
         if self.align is not None:
@@ -190,10 +188,15 @@ class PruneChannels(Step):
         if formats[1] is not None:
             share, trials = meet(watches[formats[1]], goal, multiple, cut_to)
             found |= {"trials": [t.to_dict() for t in trials], "format": formats[1], "goal": goal}
-        found["settled"] = {"multiple": multiple, "ratio": None, measure: share}
+        found["settled"] = {"measure": measure, "share": share, "multiple": multiple}
         if kept is not None:
             write_json(kept, found)
-        return replace(self, latency=None, align=None, **found["settled"]), found
+        return self._settled(measure, share, multiple), found
+
+    def _settled(self, measure: str, share: float, multiple: int) -> PruneChannels:
+        """These settings with a goal that needs no clock."""
+        macs, parameters = (share if measure == name else None for name in ("macs", "parameters"))
+        return replace(self, latency=None, align=None, ratio=None, macs=macs, parameters=parameters, multiple=multiple)
 
     def _cut(self, bundle: Bundle, context: Context, goal: float) -> tuple[Bundle, dict[str, Any]]:
         module = bundle.module()

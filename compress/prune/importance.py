@@ -55,7 +55,7 @@ def class_scores(
     Raises:
         StepError: If a class has nothing that the criterion could score.
     """
-    if importance in FROM_DATA:
+    if importance == "taylor" or importance == "fisher" or importance == "lasso":
         from edgekit.compress.prune import evidence
 
         if batches is None:

@@ -115,7 +115,7 @@ def _patches(node: Node, x: torch.Tensor) -> torch.Tensor:
     if len(kernel) == 1:  # one dimension is two with a height of 1
         x, kernel = x.unsqueeze(2), [1, *kernel]
         stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-    unfolded = F.unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)
+    unfolded = F.unfold(x, tuple(kernel), dilation=tuple(dilation), padding=tuple(padding), stride=tuple(stride))
     return unfolded.movedim(1, 2).reshape(-1, unfolded.shape[1])
 
 

@@ -157,13 +157,15 @@ class Dataset:
             return self
         places = {name: position for position, name in enumerate(labels)}
         new = np.array([places.get(name, places.get(OTHER, -1)) for name in self.labels], np.int64)
-        splits = {name: _relabelled(getattr(self, name), new) for name in ("train", "validation", "test")}
-        for name, split in splits.items():
+        before = {"train": self.train, "validation": self.validation, "test": self.test}
+        after = {name: _relabelled(split, new) for name, split in before.items()}
+        for name, split in after.items():
             if not len(split):
                 raise DataError(f"the {name} part of {self.name} has no image of {', '.join(wanted)}")
-        left_out = sum(len(getattr(self, name)) - len(split) for name, split in splits.items())
+        left_out = sum(map(len, before.values())) - sum(map(len, after.values()))
         note = (f"{left_out} images of other classes were left out",) if left_out else ()
-        return replace(self, labels=tuple(labels), notes=(*self.notes, *note), **splits)
+        seen = replace(self, labels=tuple(labels), notes=(*self.notes, *note))
+        return replace(seen, train=after["train"], validation=after["validation"], test=after["test"])
 
 
 def _relabelled(split: Split, new: np.ndarray) -> Split:
