@@ -205,17 +205,22 @@ def few_classes() -> list[str]:
     """Networks for a few classes."""
     found = result("classes")
     lines = [
-        "**A few classes of CIFAR-10 from ResNet-20** (top-1 on the test images of these classes; before and after a few "
-        "epochs on them), `python benches/classes.py`:",
+        "**A few classes of CIFAR-10 from ResNet-20** (top-1 on the test images of these classes, before and after "
+        f"{found['epochs']} epochs on them; differences against pruning without knowledge of the classes, paired), "
+        "`python benches/classes.py`:",
         "",
-        "| classes | the whole, restricted | MACs × | pruned blindly, then restricted | restricted, then pruned | difference |",
+        "| classes | the whole, restricted | MACs × | pruned, then restricted | restricted, then pruned | the same, distilled |",
         "|---|---|---|---|---|---|",
     ]
     for classes, row in found["rows"].items():
-        both = [f"{row[k]['top1_before_training']:.1f} → {row[k]['top1']:.1f} %" for k in ("blind", "aware")]
-        difference, error = row["aware_against_blind"]
-        cells = [classes, f"{row['restricted_top1']:.1f} %", f"{row['aware']['macs_ratio']:.2f}", *both]
-        lines.append(f"| {' | '.join(cells)} | {difference:+.2f} ± {error:.2f} |")
+        cells = [classes.replace(",", ", "), f"{row['restricted_top1']:.1f} %", f"{row['aware']['macs_ratio']:.2f}"]
+        for name in ("blind", "aware", "distilled"):
+            one = row[name]
+            before = f"{one['top1_before_training']:.1f} → " if "top1_before_training" in one else ""
+            difference, error = one["against_blind"]
+            beside = "" if name == "blind" else f" ({difference:+.1f} ± {error:.1f})"
+            cells.append(f"{before}{one['top1']:.1f} %{beside}")
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
