@@ -209,7 +209,7 @@ def few_classes() -> list[str]:
         f"{found['epochs']} epochs on them; differences against pruning without knowledge of the classes, paired), "
         "`python benches/classes.py`:",
         "",
-        "| classes | the whole, restricted | MACs × | pruned, then restricted | restricted, then pruned | the same, distilled |",
+        "| classes | the whole, restricted | MACs × | pruned, restricted | restricted, then pruned | the same, distilled |",
         "|---|---|---|---|---|---|",
     ]
     for classes, row in found["rows"].items():
