@@ -37,7 +37,8 @@ def _silence(module: torch.fx.GraphModule, flow: Flow, removed: set[int]) -> Non
             value[tuple(index)] = 1.0 if is_variance else 0.0
 
 
-@pytest.mark.parametrize("name", networks.NETWORKS)
+# Without the one with layer norm, whose means and variances are over the channels that are left.
+@pytest.mark.parametrize("name", [name for name in networks.FEATURES if name != "attention"])
 @pytest.mark.parametrize("share", [0.7, 0.4])
 def test_pruned_network_equals_the_whole_one_with_those_channels_at_zero(name: str, share: float) -> None:
     program = export_program(networks.make(name), networks.INPUT_SHAPE)
@@ -321,3 +322,53 @@ def test_every_importance_prunes_to_the_goal(importance: str, before: Bundle, da
 def test_taylor_without_data_is_refused(before: Bundle) -> None:
     with pytest.raises(UsageError, match="data"):
         compress(before, "prune-channels:macs=0.6,epochs=0,importance=taylor")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_loses_channels_of_every_head_alike(fused: bool) -> None:
+    """Queries and keys that are cut together leave the products of the others, with the scale of before."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = (nn.Linear(10, 24) for _ in range(3))
+            self.out = nn.Linear(24, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            layers = (self.query, self.key, self.value)
+            q, k, v = (layer(x).unflatten(2, (3, 8)).transpose(1, 2) for layer in layers)
+            if fused:
+                y = nn.functional.scaled_dot_product_attention(q, k, v)
+            else:
+                y = (q @ k.transpose(2, 3) / 8**0.5).softmax(-1) @ v
+            return self.out(y.transpose(1, 2).flatten(2)).mean(1)
+
+    torch.manual_seed(0)
+    program = export_program(Heads().eval(), (6, 10))
+    x = torch.randn(4, 6, 10, generator=torch.Generator().manual_seed(1))
+    whole, pruned = trainable(program), trainable(program)
+    flow, again = analyse(whole, RULES), analyse(pruned, RULES)
+    assert not flow.barriers
+    rows = {
+        name: flow.roots(next(s.ids for s in flow.slots if s.parameter == f"{name}.weight" and s.role == "out"))
+        for name in ("query", "key", "value")
+    }
+    np.testing.assert_array_equal(rows["query"], rows["key"])
+    assert len(set(rows["query"].tolist())) == len(set(rows["value"].tolist())) == 8
+    removed = {int(rows["query"][i]) for i in (0, 3, 5)} | {int(rows["value"][i]) for i in (1, 2)}
+    _silence(whole, flow, removed)
+    cut(again, removed)
+    assert pruned.query.weight.shape == pruned.key.weight.shape == (15, 10)
+    assert pruned.value.weight.shape == (18, 10)
+    torch.testing.assert_close(pruned(x), whole(x), rtol=1e-5, atol=1e-6)
+
+
+def test_layer_norm_follows_its_channels() -> None:
+    network = nn.Sequential(nn.Linear(6, 12), nn.LayerNorm(12), nn.Linear(12, 4)).eval()
+    module = trainable(export_program(network, (6,)))
+    flow = analyse(module, RULES)
+    roots = flow.roots(next(s.ids for s in flow.slots if s.role == "out"))
+    cut(flow, {int(root) for root in roots[:5]})
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    hidden = nn.functional.layer_norm(network[0](x)[:, 5:], (7,), network[1].weight[5:], network[1].bias[5:])
+    torch.testing.assert_close(module(x), nn.functional.linear(hidden, network[2].weight[:, 5:], network[2].bias))

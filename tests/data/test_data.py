@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from edgekit.data.augmentation import augment
-from edgekit.data.dataset import Dataset
+from edgekit.data.dataset import Dataset, Split
 from edgekit.data.preprocessing import Preprocessing
 from edgekit.data.references import load_data
 from edgekit.errors import DataError, EdgekitError, UsageError
@@ -213,3 +213,13 @@ def test_augmentation_is_drawn_from_its_seed_alone() -> None:
     for image, original in zip(np.asarray(a), padded, strict=True):
         windows = [original[i : i + 32, j : j + 32] for i in range(9) for j in range(9)]
         assert any(np.array_equal(image, w) or np.array_equal(image, w[:, ::-1]) for w in windows)
+
+
+def test_a_part_of_a_sorted_split_has_all_its_classes() -> None:
+    labels = np.repeat(np.arange(10), 20)
+    split = Split(np.zeros((200, 4), np.float32), labels)
+    assert set(labels[split.spread(20)]) == set(range(10))
+    assert split.spread(20).tolist() == list(range(0, 200, 10))
+    assert split.spread(500).tolist() == split.spread().tolist() == list(range(200))
+    seen = np.concatenate([y for _, y in split.batches(None, 7, limit=20)])
+    np.testing.assert_array_equal(seen, np.repeat(np.arange(10), 2))
