@@ -315,8 +315,9 @@ def _accuracies(
             found[key] = "no accuracy: the file does not say how images become inputs"
             continue
         try:
+            seen = dataset.seen_by(labels) if candidate.metadata.get("few_classes") else dataset
             found[key] = evaluate_file(
-                cell.path, cell.runtime, target, dataset.seen_by(labels).test, Preprocessing.from_dict(described),
+                cell.path, cell.runtime, target, seen.test, Preprocessing.from_dict(described),
                 names=labels, limit=images, progress=progress,
             )  # fmt: skip
         except ExecutionError as error:

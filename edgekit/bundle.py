@@ -122,6 +122,11 @@ class Bundle:
         return digest.hexdigest()
 
     @property
+    def few_classes(self) -> bool:
+        """Whether classes were left out on purpose: data sets are then seen without them."""
+        return any(step["step"] == "keep-classes" for step in self.steps)
+
+    @property
     def name(self) -> str:
         """What to call the bundle in tables."""
         return self.path.name if self.path else str(self.source.get("reference", "model"))
@@ -174,12 +179,13 @@ class Bundle:
         }
 
     def view_of(self, dataset: Dataset) -> Dataset:
-        """A data set as this network sees it: with its own classes alone, if they are some of the data set's.
+        """A data set as this network sees it: with its own classes alone, where others were left out on purpose.
 
         Raises:
             DataError: If it has labels that the network has no output for.
         """
-        dataset = dataset.seen_by(self.labels)
+        if self.few_classes:
+            dataset = dataset.seen_by(self.labels)
         outputs = math.prod(self._output_shape())
         highest = max(int(split.labels.max(initial=-1)) for split in (dataset.train, dataset.validation, dataset.test))
         if highest >= outputs:

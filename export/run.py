@@ -171,6 +171,7 @@ def _export_one(
         "input_shape": list(bundle.input_shape),
         "preprocessing": bundle.preprocessing.to_dict() if bundle.preprocessing else None,
         "labels": list(bundle.labels),
+        "few_classes": bundle.few_classes,
         "precision": lowered.precision,
         "macs": cost.macs,
         "parameters": cost.parameters,

@@ -52,6 +52,7 @@ class TorchSession(Session):
                 content = json.load(stream)
             self._metadata = {key: content[key] for key in ("preprocessing", "labels", "precision")}
             self._metadata["input_shape"] = content["input"]["shape"][1:]
+            self._metadata["few_classes"] = any(step["step"] == "keep-classes" for step in content["steps"])
         self._x: Any = None
         self._y: Any = None
 

@@ -150,8 +150,9 @@ class PruneChannels(Step):
             epochs = self.epochs if last else self.between
             if epochs:
                 finetune = Finetune(epochs=epochs, learning_rate=self.learning_rate, distill=self.distill)
-                folder = context.checkpoints / f"round-{number}" if context.checkpoints is not None else None
-                if folder is not None:
+                folder = context.checkpoints
+                if folder is not None and self.rounds > 1:
+                    folder = folder / f"round-{number}"
                     folder.mkdir(exist_ok=True)
                 bundle, found["finetune"] = finetune.train(bundle, replace(context, checkpoints=folder), original)
             report = found

@@ -181,7 +181,7 @@ def _fit_other(
 
 def _as_found(before: Bundle, after: Bundle, data: Dataset) -> dict[str, Any]:
     """How the whole network does on these classes, restricted to them, before anything is made smaller."""
-    seen = after.view_of(data)
+    seen = data.seen_by(after.labels)
     whole = evaluate(after.module(), seen.validation, before.preprocessing, names=after.labels)
     return {
         "validation_top1": whole.top1,
