@@ -82,20 +82,10 @@ def export_program(
     return program
 
 
-class Network(GraphModule):
-    """A program's graph as a module of a user's own training: ``train()`` and ``eval()`` do what they do everywhere."""
-
-    def train(self, mode: bool = True) -> Network:
-        set_training(self, mode)
-        super().train(mode)
-        return self
-
-
 def trainable(program: ExportedProgram) -> GraphModule:
     """A fresh GraphModule of the program with parameters of its own, in evaluation mode.
 
-    Use :func:`set_training` to switch, or make a :class:`Network` of it: ``train()`` and ``eval()`` of exported graphs are
-    not supported by torch.
+    Use :func:`set_training` to switch; ``train()`` and ``eval()`` of exported graphs are not supported by torch.
     """
     with quiet():
         exported = copy.deepcopy(program.module(check_guards=False))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 from edgekit import settings as settings_of
 from edgekit.compress.prune.channels import PruneChannels
@@ -12,10 +14,19 @@ from edgekit.compress.prune.channels import prune as prune_graph
 from edgekit.compress.prune.importance import FROM_DATA
 from edgekit.compress.prune.reconstruct import images_at_once
 from edgekit.errors import UsageError
-from edgekit.program import Network, export_program, trainable
+from edgekit.program import export_program, set_training, trainable
 
 # So few inputs don't determine a layer's weights.
 _LEAST_TO_REFIT = 32
+
+
+class Network(GraphModule):
+    """A program's graph as a module of a user's own training: ``train()`` and ``eval()`` do what they do everywhere."""
+
+    def train(self, mode: bool = True) -> Network:
+        set_training(self, mode)
+        super().train(mode)
+        return self
 
 
 def prune(
@@ -57,7 +68,7 @@ def prune(
             "Train the network that it returns, or use edgekit.compress with a data set.",
         )
     chosen = settings_of.build(PruneChannels, {**settings, "epochs": 0}, what="edgekit.prune")
-    graph = trainable(export_program(module.cpu(), tuple(inputs.shape[1:])))
+    graph = trainable(export_program(copy.deepcopy(module).cpu(), tuple(inputs.shape[1:])))
     batches = None
     if chosen.importance in FROM_DATA:
         if labels is None and chosen.importance != "lasso":

@@ -15,6 +15,7 @@ import numpy as np
 from torch.fx import Node
 
 from edgekit.compress.prune.flow import Flow, Kept, Labels, Rule
+from edgekit.compress.prune.reshapes import block_of, dimension_to_cut
 from edgekit.program import aten, shape_of
 
 RULES: dict[Any, Rule] = {}
@@ -321,7 +322,7 @@ def reshaping(flow: Flow, node: Node) -> Labels | None:
     labels = flow.labels(node.args[0])
     if labels is None:
         return None
-    block = _block_of(labels.dim, shape_of(node.args[0]), shape_of(node))
+    block = block_of(labels.dim, shape_of(node.args[0]), shape_of(node))
     if block is None:
         flow.barrier(node, "Channels can't be followed through this reshape; keep the channel dimension apart in it.")
         return None
@@ -333,7 +334,7 @@ def reshaping(flow: Flow, node: Node) -> Labels | None:
     if len(after) == 1:
         dim, ids = after[0], flat
     else:
-        dim, ids = _dimension_to_cut(flow, flat.reshape(sizes_after), after)
+        dim, ids = dimension_to_cut(flow, flat.reshape(sizes_after), after)
     if node.target in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
 
         def resized(kept: Kept) -> None:
@@ -463,54 +464,3 @@ def size_of(flow: Flow, node: Node) -> None:
 def _couple_rows(flow: Flow, grid: np.ndarray) -> None:
     for row in grid[1:]:
         flow.unite(grid[0], row)
-
-
-def _block_of(dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[list[int], list[int]] | None:
-    """The dimensions that flow into each other around ``dim``; the batch (-1) must stay alone in front."""
-    if before[0] != after[0] or dim == 0:
-        return None
-    i = j = 1
-    while i < len(before) or j < len(after):
-        first, second = [i], [j]
-        product_before = before[i] if i < len(before) else 1
-        product_after = after[j] if j < len(after) else 1
-        i, j = i + 1, j + 1
-        while product_before != product_after:
-            if product_before < product_after and i < len(before):
-                product_before *= before[i]
-                first.append(i)
-                i += 1
-            elif j < len(after):
-                product_after *= after[j]
-                second.append(j)
-                j += 1
-            else:
-                return None
-        # Trailing ones belong to the block before them.
-        while i < len(before) and before[i] == 1 and (j >= len(after) or after[j] != 1):
-            first.append(i)
-            i += 1
-        while j < len(after) and after[j] == 1 and (i >= len(before) or before[i] != 1):
-            second.append(j)
-            j += 1
-        if dim in first:
-            return first, [d for d in second if d < len(after)]
-    return None
-
-
-def _dimension_to_cut(flow: Flow, grid: np.ndarray, dims: list[int]) -> tuple[int, np.ndarray]:
-    """Of several dimensions that hold the channels together, only one can be cut: the one that leaves most freedom.
-
-    Along it, all channels at one position become the same.
-    """
-    roots = flow.roots(grid.reshape(-1)).reshape(grid.shape)
-
-    def freedom(axis: int) -> int:
-        rows = np.moveaxis(roots, axis, 0).reshape(grid.shape[axis], -1)
-        return sum(len(np.unique(row)) == 1 for row in rows) * 1_000_000 + grid.shape[axis]
-
-    axis = max(range(grid.ndim), key=freedom)
-    rows = np.moveaxis(grid, axis, 0).reshape(grid.shape[axis], -1)
-    for column in range(1, rows.shape[1]):
-        flow.unite(rows[:, 0], rows[:, column])
-    return dims[axis], rows[:, 0].copy()

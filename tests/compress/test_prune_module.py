@@ -13,9 +13,10 @@ from edgekit.testing import networks
 
 
 def test_three_lines_in_a_training_script(tmp_path: Path) -> None:
-    network, x = networks.make("residual"), networks.images(64)
+    network, x = networks.make("residual").train(), networks.images(64)
     labels = torch.arange(64) % networks.CLASSES
     small = edgekit.prune(network, x, macs=0.5, multiple=1)
+    assert network.training, "the network given was changed"
     optimizer = torch.optim.SGD(small.parameters(), lr=0.05)
     means = small.bn1.running_mean.clone()
     losses = []
