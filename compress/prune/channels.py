@@ -166,7 +166,7 @@ class PruneChannels(Step):
         if kept is not None and kept.is_file():
             earlier = json.loads(kept.read_text())
             return self._settled(**earlier["settled"]), earlier
-        batches = self._batches(bundle, context) if self.importance in FROM_DATA else None
+        batches = self._evidence(bundle, context)
         scores = class_scores(analyse(bundle.module(), RULES), self.importance, batches=batches, seed=context.seed)
 
         def cut_to(share: float, multiple: int) -> Bundle | None:
@@ -201,7 +201,7 @@ class PruneChannels(Step):
 
     def _cut(self, bundle: Bundle, context: Context, goal: float) -> tuple[Bundle, dict[str, Any]]:
         module = bundle.module()
-        batches = self._batches(bundle, context) if self.importance in FROM_DATA else None
+        batches = self._evidence(bundle, context)
         images = None
         if self.reconstruct and context.data is not None:
             count = images_at_once(module, self.reconstruct)
@@ -218,9 +218,16 @@ class PruneChannels(Step):
             ]
         return bundle.with_module(module), report
 
-    def _batches(self, bundle: Bundle, context: Context, count: int | None = None) -> Batches:
+    def _evidence(self, bundle: Bundle, context: Context) -> Batches | None:
+        """Images and labels for the importance, if it looks at any; as many as fit into memory where all are run abreast."""
+        if self.importance not in FROM_DATA:
+            return None
+        abreast = self.importance == "lasso"
+        return self._batches(bundle, context, images_at_once(bundle.module(), self.images) if abreast else self.images)
+
+    def _batches(self, bundle: Bundle, context: Context, count: int) -> Batches:
         train = context.dataset(self.name).train
-        chosen = np.random.default_rng(context.seed).permutation(len(train))[: count or self.images]
+        chosen = np.random.default_rng(context.seed).permutation(len(train))[:count]
         for start in range(0, len(chosen), _BATCH):
             part = np.sort(chosen[start : start + _BATCH])
             x = to_inputs(train.images(part), bundle.preprocessing)

@@ -74,7 +74,8 @@ def prune(
         if labels is None and chosen.importance != "lasso":
             raise UsageError(f"importance={chosen.importance} needs labels", "Give the classes of the inputs.")
         known = labels if labels is not None else torch.zeros(len(inputs), dtype=torch.int64)
-        batches = list(zip(inputs[: chosen.images].split(32), known[: chosen.images].split(32), strict=True))
+        most = images_at_once(graph, chosen.images)
+        batches = list(zip(inputs[:most].split(32), known[:most].split(32), strict=True))
     count = min(images_at_once(graph, chosen.reconstruct), len(inputs)) if chosen.reconstruct else 0
     images = inputs[:count].float().numpy() if count >= _LEAST_TO_REFIT else None
     prune_graph(graph, chosen, batches=batches, images=images, seed=seed)
