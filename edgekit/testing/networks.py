@@ -270,7 +270,7 @@ def make(name: str, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # biases begin at random
-        network = FEATURES[name]()
+        network = {**FEATURES, **NETWORKS}[name]()
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
