@@ -46,10 +46,10 @@ def test_a_stranger_s_onnx_file_is_brought_over_and_quantized(realdata: Path) ->
     data = load_data(f"npz:{realdata / 'sets' / 'mnist.npz'}")
     bundle = load(realdata / "weights" / "mnist.onnx", preprocessing={"scale": 1.0})
     assert bundle.source["difference_from_onnxruntime"] < 1e-5
-    top1 = evaluate(bundle.module(), data.test, bundle.preprocessing, limit=IMAGES).top1
+    top1 = evaluate(bundle.module(), data.test, bundle.preprocessing).top1
     small = compress(bundle, "quantize", data)
     assert top1 > 98.5
-    assert evaluate(small.module(), data.test, bundle.preprocessing, limit=IMAGES).top1 > top1 - 0.3
+    assert evaluate(small.module(), data.test, bundle.preprocessing).top1 > top1 - 0.3
 
 
 def test_cifar10_splits(cifar10: Dataset) -> None:
