@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 from edgekit.bundle import Bundle
 from edgekit.compress.prune.flow import Flow, Labels, analyse
 from edgekit.compress.prune.moments import moments
+from edgekit.compress.prune.reconstruct import images_at_once
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.surgery import cut
 from edgekit.compress.step import Context, Step, needs_float_weights
@@ -162,7 +163,7 @@ def _fit_other(
         raise StepError("an output for all other classes can be fitted only where the head is a linear layer")
     goes = [place for place in range(len(labels.ids)) if place not in places]
     train = data.train
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:_IMAGES])
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[: images_at_once(module, _IMAGES)])
     images = torch.from_numpy(to_inputs(train.images(chosen), bundle.preprocessing))
     walk = Walk(module, images.split(32), [head.name])
     with torch.no_grad():
