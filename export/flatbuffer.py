@@ -74,21 +74,27 @@ def _store_half(schema: Any, model: Any, graph: Any) -> None:
             continue
         half = schema.TensorT()
         half.shape, half.type, half.name = tensor.shape, schema.TensorType.FLOAT16, tensor.name + b"_half"
-        stored = schema.BufferT()
         values = np.frombuffer(bytes(bytearray(buffer.data)), np.float32).astype(np.float16)
-        stored.data = np.frombuffer(values.tobytes(), np.uint8)
-        model.buffers.append(stored)
-        half.buffer = len(model.buffers) - 1
-        graph.tensors.append(half)
-        tensor.buffer = 0
-        operator = schema.OperatorT()
+        operator = _unpacked_from(schema, model, graph, index, half, values)
         operator.opcodeIndex = code
-        operator.inputs, operator.outputs = [len(graph.tensors) - 1], [index]
         operator.builtinOptionsType = schema.BuiltinOptions.DequantizeOptions
         operator.builtinOptions = schema.DequantizeOptionsT()
         inserted.append(operator)
     graph.operators = inserted + list(graph.operators)
     _drop_unused_buffers(model)
+
+
+def _unpacked_from(schema: Any, model: Any, graph: Any, index: int, stored: Any, values: np.ndarray) -> Any:
+    """An operator, still without its kind, that makes a constant of the graph from a tensor which takes less room."""
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    stored.buffer = len(model.buffers) - 1
+    graph.tensors.append(stored)
+    graph.tensors[index].buffer = 0
+    operator = schema.OperatorT()
+    operator.inputs, operator.outputs = [len(graph.tensors) - 1], [index]
+    return operator
 
 
 def _store_sparse(schema: Any, model: Any, graph: Any) -> None:
@@ -110,17 +116,11 @@ def _store_sparse(schema: Any, model: Any, graph: Any) -> None:
         if size > _WORTHWHILE * len(raw):
             continue
         done.add(index)
-        sparse, buffer = schema.TensorT(), schema.BufferT()
+        sparse = schema.TensorT()
         sparse.shape, sparse.type, sparse.name = tensor.shape, tensor.type, tensor.name + b"_sparse"
         sparse.sparsity, sparse.quantization = sparsity, tensor.quantization
-        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
-        model.buffers.append(buffer)
-        sparse.buffer = len(model.buffers) - 1
-        graph.tensors.append(sparse)
-        tensor.buffer = 0
-        made = schema.OperatorT()
+        made = _unpacked_from(schema, model, graph, index, sparse, values)
         made.opcodeIndex = _operator_code(schema, model, schema.BuiltinOperator.DENSIFY, version=1)
-        made.inputs, made.outputs = [len(graph.tensors) - 1], [index]
         made.builtinOptionsType = schema.BuiltinOptions.DensifyOptions
         made.builtinOptions = schema.DensifyOptionsT()
         inserted.append(made)
