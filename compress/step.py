@@ -26,6 +26,7 @@ STEPS: Mapping[str, str] = {
     "keep-classes": "edgekit.compress.prune.classes:KeepClasses",
     "sparse-train": "edgekit.compress.prune.sparse_training:SparseTraining",
     "prune-channels": "edgekit.compress.prune.channels:PruneChannels",
+    "factorize": "edgekit.compress.factorize.low_rank:Factorize",
     "prune-weights": "edgekit.compress.prune.weights:PruneWeights",
     "equalize": "edgekit.compress.quantize.equalize:Equalize",
     "quantize": "edgekit.compress.quantize.static:Quantize",

@@ -11,6 +11,7 @@ import torch
 from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
+from edgekit.compress import samples
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.flow import Flow, analyse
 from edgekit.compress.prune.importance import FROM_DATA, Batches, Importance, class_scores
@@ -21,13 +22,9 @@ from edgekit.compress.prune.stopwatch import Stopwatch, align, meet, parse_goal,
 from edgekit.compress.prune.surgery import cut
 from edgekit.compress.step import Context, Progress, Step, needs_float_weights, no_progress
 from edgekit.cost import Cost, cost_of
-from edgekit.data.dataset import to_inputs
 from edgekit.errors import StepError
 from edgekit.files import write_json
 from edgekit.program import attribute, duplicate
-
-# Images at a time.
-_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +202,7 @@ class PruneChannels(Step):
         images = None
         if self.reconstruct and context.data is not None:
             count = images_at_once(module, self.reconstruct)
-            images = np.concatenate([x.numpy() for x, _ in self._batches(bundle, context, count)])
+            images = samples.images(self.name, bundle, context, count)
         flow, refitted = prune(
             module, self, goal=goal, batches=batches, images=images, seed=context.seed, progress=context.progress
         )
@@ -223,15 +220,8 @@ class PruneChannels(Step):
         if self.importance not in FROM_DATA:
             return None
         abreast = self.importance == "lasso"
-        return self._batches(bundle, context, images_at_once(bundle.module(), self.images) if abreast else self.images)
-
-    def _batches(self, bundle: Bundle, context: Context, count: int) -> Batches:
-        train = context.dataset(self.name).train
-        chosen = np.random.default_rng(context.seed).permutation(len(train))[:count]
-        for start in range(0, len(chosen), _BATCH):
-            part = np.sort(chosen[start : start + _BATCH])
-            x = to_inputs(train.images(part), bundle.preprocessing)
-            yield torch.from_numpy(x), torch.from_numpy(train.labels[part])
+        count = images_at_once(bundle.module(), self.images) if abreast else self.images
+        return samples.batches(self.name, bundle, context, count)
 
     def ensures(self, before: Bundle, after: Bundle) -> None:
         measure, share = self.goal

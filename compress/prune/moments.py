@@ -68,7 +68,7 @@ def moments(node: Node, inputs: list[torch.Tensor], outputs: list[torch.Tensor],
     wide = outputs[0].shape[-1 if node.target is aten.linear.default else 1]
     xx, xy = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, wide, dtype=torch.float64)
     sx, sy, yy, count = torch.zeros(d, dtype=torch.float64), torch.zeros(wide, dtype=torch.float64), 0.0, 0
-    for x, y in _rows(node, inputs, outputs, seed):
+    for x, y in rows(node, inputs, outputs, seed=seed):
         xx += (x.T @ x).double()
         xy += (x.T @ y).double()
         sx += x.sum(0, dtype=torch.float64)
@@ -81,19 +81,23 @@ def moments(node: Node, inputs: list[torch.Tensor], outputs: list[torch.Tensor],
     )
 
 
-def _rows(
-    node: Node, inputs: list[torch.Tensor], outputs: list[torch.Tensor], seed: int
+def rows(
+    node: Node, inputs: list[torch.Tensor], outputs: list[torch.Tensor], *, most: int = _ROWS, seed: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Patches and outputs, a row for each position of each image, piece by piece; about ``most`` of them, drawn by chance.
+
+    Yields:
+        (rows, d), in the order of the flattened weight, and (rows, outputs).
+    """
     generator = torch.Generator().manual_seed(seed)
     images = sum(len(part) for part in inputs)
-    share = max(1, _ROWS // images)
+    share = max(1, most // images)
     for part, wanted in zip(inputs, outputs, strict=True):
         size = max(1, _UNFOLDED // _patch_elements(node, part))
         for x, y in zip(part.split(size), wanted.split(size), strict=True):
             patches, targets = _patches(node, x), _positions(node, y)
-            most = share * len(x)
-            if len(patches) > most:
-                chosen = torch.randperm(len(patches), generator=generator)[:most]
+            if len(patches) > share * len(x):
+                chosen = torch.randperm(len(patches), generator=generator)[: share * len(x)]
                 patches, targets = patches[chosen], targets[chosen]
             yield patches, targets
 

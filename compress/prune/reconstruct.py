@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.layers import own_weights
+from edgekit.compress.layers import only_reader, own_bias, own_weights, shift_outputs
 from edgekit.compress.prune.flow import Flow, Labels
-from edgekit.compress.prune.moments import is_dense, moments
+from edgekit.compress.prune.moments import is_dense, moments, rows
+from edgekit.compress.prune.rectified import Rectified, refine
 from edgekit.program import aten, attribute, layer_name, refresh_shapes, shape_of
 from edgekit.walk import Walk
 
@@ -31,6 +32,8 @@ _RIDGE = 1e-2
 _LEAST_SCALE = 0.02
 # Images at a time in each operator, and the most elements of one tensor of all images together.
 _BATCH, _ELEMENTS = 32, 2**27
+# Rows of the regression through a ReLU, which are held together.
+_RECTIFIED_ROWS = 2**14
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def reconstruct(
     kept: Mapping[str, torch.Tensor],
     images: np.ndarray,
     *,
+    rectified: bool = False,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Refit]:
@@ -90,6 +94,7 @@ def reconstruct(
         module: The network after it; nodes have the same names.
         kept: See :func:`kept_positions`.
         images: Inputs, shape (n, …).
+        rectified: Fit what a ReLU behind a layer gives, where there is one, not what it reads.
         seed: Of the choice of positions in large feature maps.
         progress: Told how far it has come.
 
@@ -97,8 +102,8 @@ def reconstruct(
         The layers that were fitted. Depthwise and grouped convolutions keep their weights.
     """
     refresh_shapes(module, torch.from_numpy(images[:2]))
-    layers = {node.name: (node, weight) for node, weight in own_weights(module) if is_dense(node)}
     twins = {node.name: node for node in floats.graph.nodes}
+    layers = {n.name: (n, weight) for n, weight in own_weights(module) if is_dense(n) and n.name in twins}
     joints = {name: _shortcut(node) for name, (node, _) in layers.items()}
     parts = torch.from_numpy(images).split(_BATCH)
     shortcuts = [joint.other.name for joint in joints.values() if joint is not None]
@@ -120,6 +125,10 @@ def reconstruct(
             inputs = walk.now(source)
             assert inputs is not None
             done.append(_fit(module, node, weight, inputs, wanted, seed))
+            if rectified and _is_rectified(node, joint):
+                shortcut = walk.now(joint.other) if joint is not None else None
+                norm = _of_norm(floats, only_reader(twins[name]), kept.get(name))
+                _fit_rectified(module, node, weight, inputs, wanted, shortcut, norm, seed)
             walk.again(node)
             if progress is not None:
                 progress(len(done), len(layers), f"refitting {layer_name(node)}")
@@ -136,18 +145,13 @@ class _Joint:
 
 def _shortcut(node: Node) -> _Joint | None:
     norm = None
-    reader = _only_reader(node)
+    reader = only_reader(node)
     if reader is not None and reader.target is aten.batch_norm.default:
-        norm, reader = reader, _only_reader(reader)
+        norm, reader = reader, only_reader(reader)
     if reader is None or reader.target is not aten.add.Tensor or reader.kwargs:
         return None
     others = [a for a in reader.args[:2] if isinstance(a, Node) and a is not (norm or node)]
     return _Joint(others[0], norm) if len(others) == 1 and others[0].op == "call_function" else None
-
-
-def _only_reader(node: Node) -> Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 else None
 
 
 def _chosen(node: Node, value: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
@@ -199,12 +203,64 @@ def _fit(
     left = found.xx + ridge * torch.eye(len(found.xx), dtype=torch.float64)
     new = torch.linalg.solve(left, found.xy + ridge * old.T).T
     parameter.data.copy_(new.reshape(parameter.shape))
-    # The mean, which the covariances leave out: through the layer's own bias, or the mean of the batch norm behind it.
-    bias = node.args[2] if len(node.args) > 2 else None
-    reader = _only_reader(node)
-    if isinstance(bias, Node) and bias.op == "get_attr" and len(bias.users) == 1:
-        attribute(module, str(bias.target)).data.copy_(found.y - new @ found.x)
-    elif bias is None and reader is not None and reader.target is aten.batch_norm.default:
-        mean = attribute(module, str(reader.args[3].target))  # type: ignore[union-attr]
-        mean.data.copy_(mean.double() + new @ found.x - found.y)
+    bias = own_bias(node)
+    now = new @ found.x if bias is None else new @ found.x + attribute(module, bias).double()
+    shift_outputs(module, node, found.y - now)  # the covariances leave the mean out
     return Refit(layer_name(node), found.error(old), found.error(new))
+
+
+def _is_rectified(node: Node, joint: _Joint | None) -> bool:
+    """Whether a ReLU alone reads a layer, its batch norm, or its sum with a shortcut."""
+    reader = only_reader(node)
+    if reader is not None and reader.target is aten.batch_norm.default:
+        reader = only_reader(reader)
+    if joint is not None and reader is not None:
+        # The sum may well be read by a shortcut again: what it reads then has passed the ReLU first.
+        reader = only_reader(reader)
+    return reader is not None and reader.target is aten.relu.default
+
+
+def _of_norm(
+    module: GraphModule, norm: Node | None, positions: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gain and shift of a batch norm; 1 and 0 where there is none."""
+    if norm is None or norm.target is not aten.batch_norm.default:
+        return torch.ones(1), torch.zeros(1)
+    gain, beta, mean = _gain(module, norm), norm.args[2], norm.args[3]
+    assert isinstance(mean, Node)
+    shift = -gain * attribute(module, str(mean.target))
+    if isinstance(beta, Node):
+        shift = shift + attribute(module, str(beta.target))
+    return (gain, shift) if positions is None else (gain[positions], shift[positions])
+
+
+def _fit_rectified(
+    module: GraphModule,
+    node: Node,
+    weight: str,
+    inputs: list[torch.Tensor],
+    wanted: list[torch.Tensor],
+    shortcut: list[torch.Tensor] | None,
+    norm_before: tuple[torch.Tensor, torch.Tensor],
+    seed: int,
+) -> None:
+    parameter = attribute(module, weight)
+    width = wanted[0].shape[-1 if node.target is aten.linear.default else 1]
+    channels = wanted[0].dim() - 1 if node.target is aten.linear.default else 1
+    both = wanted if shortcut is None else [torch.cat(pair, channels) for pair in zip(wanted, shortcut, strict=True)]
+    pieces = list(rows(node, inputs, both, most=_RECTIFIED_ROWS, seed=seed))
+    x, y = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    other = y[:, width:] if shortcut is not None else torch.zeros(1)
+    gain, shift = _of_norm(module, only_reader(node))
+    gain_before, shift_before = norm_before
+    problem = Rectified(
+        gain.expand(width),
+        (shift + other).expand(len(x), width),
+        (gain_before * y[:, :width] + shift_before + other).relu(),
+    )
+    bias = own_bias(node)
+    held = attribute(module, bias).double() if bias is not None else torch.zeros(width, dtype=torch.float64)
+    ridge = _RIDGE * float((x - x.mean(0)).square().mean()) + 1e-12
+    new, level = refine(x, problem, parameter.detach().flatten(1).double(), held, ridge)
+    if shift_outputs(module, node, level - held):
+        parameter.data.copy_(new.reshape(parameter.shape))

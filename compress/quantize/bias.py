@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.quantize.rules import RULES, Role
+from edgekit.compress.layers import own_bias
 from edgekit.program import attribute, quantized
 
 
@@ -20,12 +20,6 @@ def round_biases(module: GraphModule) -> None:
         if name is not None:
             bias = attribute(module, name)
             bias.data = on_grid(bias.data, bias_scale(module, node))
-
-
-def own_bias(node: Node) -> str | None:
-    """The name of the bias of a convolution or linear layer that no other node reads."""
-    bias = node.args[2] if node.target in RULES and RULES[node.target] is Role.COMPUTE and len(node.args) > 2 else None
-    return str(bias.target) if isinstance(bias, Node) and bias.op == "get_attr" and len(bias.users) == 1 else None
 
 
 def bias_scale(module: GraphModule, node: Node) -> torch.Tensor | None:

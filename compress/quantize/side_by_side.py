@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.quantize.bias import bias_scale, on_grid, own_bias
+from edgekit.compress.layers import own_bias
+from edgekit.compress.quantize.bias import bias_scale, on_grid
 from edgekit.compress.quantize.rules import RULES, Role
 from edgekit.program import attribute, layer_name, quantized
 from edgekit.simulation import simulator
