@@ -19,9 +19,9 @@ def root(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (vectors * half) @ vectors.T, (vectors / half) @ vectors.T
 
 
-def leading(symmetric: torch.Tensor, count: int) -> torch.Tensor:
-    """The eigenvectors of the largest eigenvalues as columns, largest first."""
-    return torch.linalg.eigh(symmetric)[1].flip(1)[:, :count]
+def leading(symmetric: torch.Tensor) -> torch.Tensor:
+    """The eigenvectors as columns, that of the largest eigenvalue first."""
+    return torch.linalg.eigh(symmetric)[1].flip(1)
 
 
 def regress(weight: torch.Tensor, covariance: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

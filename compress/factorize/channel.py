@@ -14,7 +14,7 @@ import torch
 
 from edgekit.compress.factorize.algebra import balance, leading
 from edgekit.compress.factorize.layer import Layer, Stage, flat
-from edgekit.compress.factorize.method import Method
+from edgekit.compress.factorize.method import Factors, Method
 
 
 class ChannelDecomposition(Method):
@@ -33,11 +33,15 @@ class ChannelDecomposition(Method):
         filters = Stage((rank, layer.channels_in, *layer.kernel), layer.stride, layer.padding, layer.dilation)
         return [filters, layer.pointwise(rank, layer.channels_out)]
 
-    def factors(self, layer: Layer, weight: torch.Tensor, covariance: torch.Tensor, rank: int) -> list[torch.Tensor]:
+    def decompose(self, layer: Layer, weight: torch.Tensor, covariance: torch.Tensor) -> Factors:
         matrix = flat(weight)
-        directions = leading(matrix @ covariance @ matrix.T, rank)
-        first, last = balance(directions.T @ matrix, directions)
-        return [first.reshape(rank, *weight.shape[1:]), last.reshape(*last.shape, *[1] * len(layer.kernel))]
+        directions = leading(matrix @ covariance @ matrix.T)
+
+        def factors(rank: int) -> list[torch.Tensor]:
+            first, last = balance(directions[:, :rank].T @ matrix, directions[:, :rank])
+            return [first.reshape(rank, *weight.shape[1:]), last.reshape(*last.shape, *[1] * len(layer.kernel))]
+
+        return factors
 
     def matrices(self, layer: Layer, weight: torch.Tensor) -> list[torch.Tensor]:
         return [flat(weight)]

@@ -14,10 +14,10 @@ import torch
 
 from edgekit.compress.factorize.algebra import regress, root
 from edgekit.compress.factorize.layer import Layer, Stage, flat
-from edgekit.compress.factorize.method import Method
+from edgekit.compress.factorize.method import Factors, Method
 
 # Sweeps end when the error falls by less than this share.
-_SWEEPS, _SETTLED = 200, 1e-5
+_SWEEPS, _SETTLED = 100, 1e-4
 # Of the mean of a normal matrix' diagonal: near-collinear components would grow against each other without bound
 # (de Silva & Lim, SIAM J. Matrix Anal. 2008).
 _RIDGE = 1e-4
@@ -46,25 +46,29 @@ class CanonicalPolyadic(Method):
             layer.pointwise(rank, layer.channels_out),
         ]
 
-    def factors(self, layer: Layer, weight: torch.Tensor, covariance: torch.Tensor, rank: int) -> list[torch.Tensor]:
+    def decompose(self, layer: Layer, weight: torch.Tensor, covariance: torch.Tensor) -> Factors:
         inner, (height, width) = layer.channels_in, layer.kernel
         by_position = covariance.reshape(inner, height * width, inner, height * width)
         half, back = root(by_position.diagonal(dim1=1, dim2=3).mean(-1))
         seen = torch.einsum("oiyx,ij->ojyx", weight.double(), half)
-        _, inputs, vertical, horizontal = alternate(seen, rank)
-        inputs = back @ inputs
-        features = torch.einsum("ir,yr,xr->riyx", inputs, vertical, horizontal).flatten(1)
-        outputs = regress(flat(weight), covariance, features)
-        factors = [inputs.T, vertical.T, horizontal.T, outputs.T]
-        norms = torch.stack([f.norm(dim=1) for f in factors]).clamp_min(1e-30)
-        even = norms.log().mean(0).exp()
-        inputs, vertical, horizontal, outputs = (f * (even / n)[:, None] for f, n in zip(factors, norms, strict=True))
-        return [
-            inputs[:, :, None, None],
-            vertical[:, None, :, None],
-            horizontal[:, None, None, :],
-            outputs.T[:, :, None, None],
-        ]
+
+        def factors(rank: int) -> list[torch.Tensor]:
+            _, inputs, vertical, horizontal = alternate(seen, rank)
+            inputs = back @ inputs
+            features = torch.einsum("ir,yr,xr->riyx", inputs, vertical, horizontal).flatten(1)
+            outputs = regress(flat(weight), covariance, features)
+            parts = [inputs.T, vertical.T, horizontal.T, outputs.T]
+            norms = torch.stack([f.norm(dim=1) for f in parts]).clamp_min(1e-30)
+            even = norms.log().mean(0).exp()
+            inputs, vertical, horizontal, outputs = (f * (even / n)[:, None] for f, n in zip(parts, norms, strict=True))
+            return [
+                inputs[:, :, None, None],
+                vertical[:, None, :, None],
+                horizontal[:, None, None, :],
+                outputs.T[:, :, None, None],
+            ]
+
+        return factors
 
     def product(self, factors: list[torch.Tensor]) -> torch.Tensor:
         inputs, vertical, horizontal, outputs = factors
@@ -82,7 +86,7 @@ def alternate(tensor: torch.Tensor, rank: int) -> list[torch.Tensor]:
         start = torch.linalg.svd(unfolded, full_matrices=False)[0][:, :rank]
         more = torch.randn(len(unfolded), rank - start.shape[1], generator=generator, dtype=tensor.dtype)
         factors.append(torch.cat([start, more / len(unfolded) ** 0.5], 1))
-    last = float("inf")
+    last: float | None = None
     letters = "abcd"[: tensor.dim()]
     for _ in range(_SWEEPS):
         for side in range(tensor.dim()):
@@ -97,7 +101,7 @@ def alternate(tensor: torch.Tensor, rank: int) -> list[torch.Tensor]:
             if side + 1 < tensor.dim():
                 factors[side] = factors[side] / factors[side].norm(dim=0).clamp_min(1e-30)
         now = float((torch.einsum(",".join(f"{s}r" for s in letters) + f"->{letters}", *factors) - tensor).norm())
-        if last - now <= _SETTLED * last:
+        if last is not None and last - now <= _SETTLED * last:
             break
         last = now
     return factors

@@ -14,7 +14,7 @@ from edgekit.bundle import Bundle
 from edgekit.compress import samples
 from edgekit.compress.factorize.layer import Layer, layers_of
 from edgekit.compress.factorize.method import Method, method
-from edgekit.compress.factorize.plan import Plan, make_choice, menu, sensitivities, whole
+from edgekit.compress.factorize.plan import Plan, make_choices, menu, sensitivities, whole
 from edgekit.compress.factorize.ranks import Measure, by_energy, cost, given, uniform, variational, within
 from edgekit.compress.factorize.replace import replace as replace_layer
 from edgekit.compress.factorize.statistics import Statistics, measure, seen_by
@@ -193,7 +193,7 @@ class Factorize(Step):
             for node, (name, rank) in earlier["plan"].items():
                 layer = by_node[node]
                 covariance = seen_by(layer, found).covariance
-                plan[node] = make_choice(module, layer, method(name), rank, covariance) if name else whole(layer)
+                plan[node] = make_choices(module, layer, method(name), [rank], covariance)[0] if name else whole(layer)
             return plan, earlier["timed"]
         plan, timed = self._new_plan(bundle, module, layers, found, images, context)
         if kept is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -20,10 +20,14 @@ METHODS: Mapping[str, str] = {
 """Every decomposition by its name, with the place of its class."""
 
 
+Factors = Callable[[int], list[torch.Tensor]]
+"""From a rank, 1 to the full one, to the weights of a chain, float64."""
+
+
 class Method(abc.ABC):
     """Base of all decompositions.
 
-    An implementation guarantees: the chain that ``stages`` describes, with the weights that ``factors`` gives, computes
+    An implementation guarantees: the chain that ``stages`` describes, with the weights that ``decompose`` gives, computes
     what the layer does (without its bias) as well as the rank allows, and to rounding at full rank; the chain's last stage
     gives the layer's outputs. All arithmetic is float64.
 
@@ -48,14 +52,13 @@ class Method(abc.ABC):
         """The chain at a rank."""
 
     @abc.abstractmethod
-    def factors(self, layer: Layer, weight: torch.Tensor, covariance: torch.Tensor, rank: int) -> list[torch.Tensor]:
-        """The weights of the chain.
+    def decompose(self, layer: Layer, weight: torch.Tensor, covariance: torch.Tensor) -> Factors:
+        """The weights of the chain for any rank: what all ranks share is computed once.
 
         Args:
             layer: The layer.
-            weight: Its weight, float64.
-            covariance: Of its patches.
-            rank: From 1 to ``full_rank``.
+            weight: Its weight.
+            covariance: Of its patches, float64.
         """
 
     def matrices(self, layer: Layer, weight: torch.Tensor) -> list[torch.Tensor]:

@@ -72,13 +72,17 @@ def whole(layer: Layer) -> Choice:
     return Choice(layer, None, 0, layer.macs, layer.parameters, 0.0)
 
 
-def make_choice(module: GraphModule, layer: Layer, method: Method, rank: int, covariance: torch.Tensor) -> Choice:
-    """A decomposition with its cost and its error."""
+def make_choices(
+    module: GraphModule, layer: Layer, method: Method, ranks: Sequence[int], covariance: torch.Tensor
+) -> list[Choice]:
+    """A decomposition at several ranks, with its cost and its error."""
     weight = attribute(module, layer.weight).detach()
-    stages = method.stages(layer, rank)
-    product = method.product(method.factors(layer, weight, covariance, rank))
-    error = relative_error(flat(weight), flat(product), covariance)
-    return Choice(layer, method, rank, chain_macs(stages, layer.space), chain_parameters(stages), error)
+    factors, found = method.decompose(layer, weight, covariance), []
+    for rank in ranks:
+        stages = method.stages(layer, rank)
+        error = relative_error(flat(weight), flat(method.product(factors(rank))), covariance)
+        found.append(Choice(layer, method, rank, chain_macs(stages, layer.space), chain_parameters(stages), error))
+    return found
 
 
 def menu(
@@ -105,9 +109,9 @@ def menu(
         progress(number, len(layers), f"decomposing {layer.name}")
         covariance = seen_by(layer, found).covariance
         chains = [
-            make_choice(module, layer, method, rank, covariance)
+            choice
             for method in methods(layer)
-            for rank in ranks(layer, method, multiple)
+            for choice in make_choices(module, layer, method, ranks(layer, method, multiple), covariance)
         ]
         kept: list[Choice] = []
         for chain in sorted(chains, key=lambda c: (c.macs, c.parameters, c.error)):

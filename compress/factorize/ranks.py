@@ -14,7 +14,7 @@ from edgekit.compress.allocation import choose
 from edgekit.compress.factorize import evbmf
 from edgekit.compress.factorize.layer import Layer, chain_macs
 from edgekit.compress.factorize.method import Method
-from edgekit.compress.factorize.plan import Choice, Menu, Methods, Plan, make_choice, whole
+from edgekit.compress.factorize.plan import Choice, Menu, Methods, Plan, make_choices, whole
 from edgekit.compress.factorize.statistics import Statistics, seen_by
 from edgekit.errors import StepError
 from edgekit.program import attribute
@@ -137,7 +137,7 @@ def _cheapest(module: GraphModule, layer: Layer, ranks: Mapping[Method, int], fo
     if not paying:
         return whole(layer)
     best = min(paying, key=lambda m: chain_macs(m.stages(layer, paying[m]), layer.space))
-    return make_choice(module, layer, best, paying[best], seen_by(layer, found).covariance)
+    return make_choices(module, layer, best, [paying[best]], seen_by(layer, found).covariance)[0]
 
 
 def cost(plan: Plan, measure: Measure) -> int:

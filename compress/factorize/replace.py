@@ -29,7 +29,7 @@ def replace(module: GraphModule, layer: Layer, method: Method, rank: int, patche
     """
     node = next(n for n in module.graph.nodes if n.name == layer.node)
     weight = attribute(module, layer.weight).detach()
-    factors = method.factors(layer, weight, patches.covariance, rank)
+    factors = method.decompose(layer, weight, patches.covariance)(rank)
     missed = flat(weight) - flat(method.product(factors))
     _into_graph(module, node, layer, method.stages(layer, rank), factors)
     shift_outputs(module, node, missed @ patches.mean)

@@ -14,7 +14,7 @@ import torch
 
 from edgekit.compress.factorize.algebra import balance, leading, regress, root
 from edgekit.compress.factorize.layer import Layer, Stage, flat
-from edgekit.compress.factorize.method import Method
+from edgekit.compress.factorize.method import Factors, Method
 
 
 class SpatialSvd(Method):
@@ -37,17 +37,22 @@ class SpatialSvd(Method):
             Stage((layer.channels_out, rank, 1, kw), (1, sw), (0, pw), (1, dw)),
         ]
 
-    def factors(self, layer: Layer, weight: torch.Tensor, covariance: torch.Tensor, rank: int) -> list[torch.Tensor]:
+    def decompose(self, layer: Layer, weight: torch.Tensor, covariance: torch.Tensor) -> Factors:
         inner, (height, width) = layer.channels_in, layer.kernel
         # Strips: the columns of the patch that share x, averaged over x.
         by_x = covariance.reshape(inner, height, width, inner, height, width).diagonal(dim1=2, dim2=5).mean(-1)
         half, back = root(by_x.reshape(inner * height, inner * height))
         rows = weight.double().movedim(3, 1).reshape(-1, inner * height)  # (outputs × x, inputs × y)
         seen = rows @ half
-        vertical = leading(seen.T @ seen, rank).T @ back
-        horizontal = regress(flat(weight), covariance, _strips(vertical, layer)).reshape(-1, rank, width)
-        first, last = balance(vertical, horizontal)
-        return [first.reshape(rank, inner, height, 1), last.unsqueeze(2)]
+        filters = leading(seen.T @ seen).T @ back
+
+        def factors(rank: int) -> list[torch.Tensor]:
+            vertical = filters[:rank]
+            horizontal = regress(flat(weight), covariance, _strips(vertical, layer)).reshape(-1, rank, width)
+            first, last = balance(vertical, horizontal)
+            return [first.reshape(rank, inner, height, 1), last.unsqueeze(2)]
+
+        return factors
 
     def matrices(self, layer: Layer, weight: torch.Tensor) -> list[torch.Tensor]:
         return [weight.movedim(3, 1).reshape(-1, layer.channels_in * layer.kernel[0])]

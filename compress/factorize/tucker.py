@@ -14,7 +14,7 @@ import torch
 
 from edgekit.compress.factorize.algebra import balance, leading, regress, root
 from edgekit.compress.factorize.layer import Layer, Stage, flat
-from edgekit.compress.factorize.method import Method
+from edgekit.compress.factorize.method import Factors, Method
 
 _SWEEPS = 5
 
@@ -44,29 +44,33 @@ class Tucker2(Method):
             layer.pointwise(outside, layer.channels_out),
         ]
 
-    def factors(self, layer: Layer, weight: torch.Tensor, covariance: torch.Tensor, rank: int) -> list[torch.Tensor]:
-        inside, outside = self.ranks(layer, rank)
+    def decompose(self, layer: Layer, weight: torch.Tensor, covariance: torch.Tensor) -> Factors:
         inner, area = layer.channels_in, layer.columns // layer.channels_in
         by_position = covariance.reshape(inner, area, inner, area).diagonal(dim1=1, dim2=3).mean(-1)
         half, back = root(by_position)
         seen = torch.einsum("oia,ij->oja", flat(weight).reshape(-1, inner, area), half)
-        left = leading(_gram(seen, 0), outside)
-        for _ in range(_SWEEPS):
-            right = leading(_gram(torch.einsum("oia,op->pia", seen, left), 1), inside)
-            left = leading(_gram(torch.einsum("oia,iq->oqa", seen, right), 0), outside)
-        reduce = right.T @ back  # (inside, inputs)
-        features = torch.einsum("qi,ab->qaib", reduce, torch.eye(area, dtype=reduce.dtype)).reshape(inside * area, -1)
-        nearest = regress(flat(weight), covariance, features)
-        directions = leading(nearest @ (features @ covariance @ features.T) @ nearest.T, outside)
-        core = (directions.T @ nearest).reshape(outside, inside, area)
-        reduce, core = balance(reduce, core)
-        core, expand = balance(core, directions)
+        start = leading(_gram(seen, 0))
         ones = [1] * len(layer.kernel)
-        return [
-            reduce.reshape(inside, inner, *ones),
-            core.reshape(outside, inside, *layer.kernel),
-            expand.reshape(-1, outside, *ones),
-        ]
+
+        def factors(rank: int) -> list[torch.Tensor]:
+            inside, outside = self.ranks(layer, rank)
+            right = _inner_channels(seen, start, inside, outside)
+            reduce = right.T @ back  # (inside, inputs)
+            features = torch.einsum("qi,ab->qaib", reduce, torch.eye(area, dtype=reduce.dtype))
+            features = features.reshape(inside * area, -1)
+            nearest = regress(flat(weight), covariance, features)
+            gram = features @ covariance @ features.T
+            directions = leading(nearest @ gram @ nearest.T)[:, :outside]
+            core = (directions.T @ nearest).reshape(outside, inside, area)
+            reduce, core = balance(reduce, core)
+            core, expand = balance(core, directions)
+            return [
+                reduce.reshape(inside, inner, *ones),
+                core.reshape(outside, inside, *layer.kernel),
+                expand.reshape(-1, outside, *ones),
+            ]
+
+        return factors
 
     def matrices(self, layer: Layer, weight: torch.Tensor) -> list[torch.Tensor]:
         return [weight.movedim(side, 0).flatten(1) for side in (0, 1)]
@@ -76,6 +80,15 @@ class Tucker2(Method):
         flat_core = core.flatten(2)
         product = torch.einsum("op,pqa,qi->oia", expand.flatten(1), flat_core, reduce.flatten(1))
         return product.reshape(len(expand), reduce.shape[1], *core.shape[2:])
+
+
+def _inner_channels(seen: torch.Tensor, start: torch.Tensor, inside: int, outside: int) -> torch.Tensor:
+    """Orthogonal iteration on the weight as (outputs, inputs, kernel), from the outputs' directions; (inputs, inside)."""
+    left = start[:, :outside]
+    for _ in range(_SWEEPS):
+        right = leading(_gram(torch.einsum("oia,op->pia", seen, left), 1))[:, :inside]
+        left = leading(_gram(torch.einsum("oia,iq->oqa", seen, right), 0))[:, :outside]
+    return right
 
 
 def _gram(tensor: torch.Tensor, mode: int) -> torch.Tensor:
