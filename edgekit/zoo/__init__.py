@@ -85,6 +85,7 @@ _ENTRIES = (
         paper="edgekit; trained by benches/train_digits.py",
     ),
     *(_cifar_resnet(depth) for depth in (20, 32, 44, 56)),
+    _imagenet("googlenet", "GoogLeNet (Inception v1), 224", "googlenet:GoogLeNet", "Szegedy et al., CVPR 2015"),
     _imagenet("mobilenet-v1", "MobileNet V1 1.0, 224", "mobilenet_v1:MobileNetV1", "Howard et al., arXiv:1704.04861"),
     _imagenet("mobilenet-v2", "MobileNet V2 1.0, 224", "mobilenet_v2:MobileNetV2", "Sandler et al., CVPR 2018"),
     _imagenet("squeezenet-1.1", "SqueezeNet 1.1, 224", "squeezenet:SqueezeNet", "Iandola et al., arXiv:1602.07360"),
