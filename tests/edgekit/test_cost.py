@@ -18,6 +18,23 @@ def test_memory_access_of_a_pointwise_convolution_is_that_of_the_paper() -> None
     assert found.memory_access == 5 * 7 * (6 + 10) + 6 * 10
 
 
+@pytest.mark.parametrize(("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3)])
+def test_recurrent_layers_count_every_weight_in_every_step(layer: type[nn.Module], gates: int) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layer(5, 6, num_layers=2, bidirectional=True, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x)[0]
+
+    found = cost_of(export_program(Two(), (9, 5)))
+    # The second layer reads both directions of the first.
+    assert found.macs == 9 * 2 * gates * 6 * ((5 + 6) + (12 + 6))
+    assert found.parameters == sum(parameter.numel() for parameter in Two().parameters())
+    assert found.uncounted == ()
+
+
 def test_an_operator_without_a_rule_is_named() -> None:
     class Sorting(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
