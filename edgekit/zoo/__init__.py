@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _CIFAR_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_DIGITS = tuple(str(digit) for digit in range(10))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +49,6 @@ class ZooEntry:
     paper: str
 
 
-def _cifar_resnet(depth: int) -> ZooEntry:
-    return ZooEntry(
-        name=f"resnet{depth}-cifar",
-        summary=f"ResNet-{depth} for CIFAR with parameter-free shortcuts (option A)",
-        factory="edgekit.zoo.resnet_cifar:resnet_cifar",
-        settings={"depth": depth},
-        input_shape=(3, 32, 32),
-        preprocessing={"size": (32, 32), **_IMAGENET},
-        labels=_CIFAR_LABELS,
-        paper="He et al., CVPR 2016, section 4.2",
-    )
-
-
 def _imagenet(name: str, summary: str, factory: str, paper: str, **settings: Any) -> ZooEntry:
     return ZooEntry(
         name=name,
@@ -73,6 +61,51 @@ def _imagenet(name: str, summary: str, factory: str, paper: str, **settings: Any
     )
 
 
+def _cifar(name: str, summary: str, factory: str, paper: str, **settings: Any) -> ZooEntry:
+    return ZooEntry(
+        name=f"{name}-cifar",
+        summary=summary,
+        factory=f"edgekit.zoo.{factory}",
+        settings=settings,
+        input_shape=(3, 32, 32),
+        preprocessing={"size": (32, 32), **_IMAGENET},
+        labels=_CIFAR_LABELS,
+        paper=paper,
+    )
+
+
+def _cifar_resnet(depth: int) -> ZooEntry:
+    summary = f"ResNet-{depth} for CIFAR with parameter-free shortcuts (option A)"
+    paper = "He et al., CVPR 2016, section 4.2"
+    return _cifar(f"resnet{depth}", summary, "resnet_cifar:resnet_cifar", paper, depth=depth)
+
+
+def _vgg(depth: int) -> tuple[ZooEntry, ...]:
+    paper = "Simonyan and Zisserman, ICLR 2015"
+    normed = f"{paper}; batch norm: Ioffe and Szegedy, ICML 2015"
+    cifar = {"depth": depth, "batch_norm": True, "size": 32, "hidden": 512, "classes": 10}
+    return (
+        _imagenet(f"vgg{depth}", f"VGG-{depth}, 224", "vgg:Vgg", paper, depth=depth),
+        _imagenet(
+            f"vgg{depth}-bn", f"VGG-{depth} with batch norm, 224", "vgg:Vgg", normed, depth=depth, batch_norm=True
+        ),
+        _cifar(f"vgg{depth}", f"VGG-{depth} with batch norm for CIFAR", "vgg:Vgg", normed, **cifar),
+    )
+
+
+def _shufflenet_v1(groups: int) -> ZooEntry:
+    summary = f"ShuffleNet V1 1×, groups of {groups}, 224" if groups > 1 else "ShuffleNet V1 1×, no groups, 224"
+    factory = "shufflenet_v1:ShuffleNetV1"
+    return _imagenet(f"shufflenet-v1-g{groups}", summary, factory, "Zhang et al., CVPR 2018", groups=groups)
+
+
+def _shufflenet_v2(width: float) -> ZooEntry:
+    factory = "shufflenet_v2:ShuffleNetV2"
+    return _imagenet(
+        f"shufflenet-v2-{width}", f"ShuffleNet V2 {width}×, 224", factory, "Ma et al., ECCV 2018", width=width
+    )
+
+
 _ENTRIES = (
     ZooEntry(
         name="digits-cnn",
@@ -80,15 +113,62 @@ _ENTRIES = (
         factory="edgekit.zoo.digits_cnn:DigitsCnn",
         input_shape=(1, 8, 8),
         preprocessing={"size": (8, 8), "color": "gray", "mean": (0.3,), "std": (0.35,)},
-        labels=tuple(str(digit) for digit in range(10)),
+        labels=_DIGITS,
         weights="digits_cnn.safetensors",
         paper="edgekit; trained by benches/train_digits.py",
     ),
+    ZooEntry(
+        name="lenet5",
+        summary="LeNet-5 for digits, 32",
+        factory="edgekit.zoo.lenet:LeNet5",
+        input_shape=(1, 32, 32),
+        # Background -0.1, ink 1.175, as in the paper (section II.B).
+        preprocessing={"size": (32, 32), "color": "gray", "mean": (0.0784,), "std": (0.7843,)},
+        labels=_DIGITS,
+        paper="LeCun et al., Proceedings of the IEEE, 1998",
+    ),
     *(_cifar_resnet(depth) for depth in (20, 32, 44, 56)),
+    _cifar("nin", "Network in Network for CIFAR", "nin:nin_cifar", "Lin, Chen and Yan, ICLR 2014"),
+    _cifar(
+        "mobilenet-v2", "MobileNet V2 for CIFAR", "mobilenet_v2:MobileNetV2", "after Sandler et al., CVPR 2018",
+        classes=10, early_strides=(1, 1),
+    ),
+    _imagenet("alexnet", "AlexNet with its two groups, 224", "alexnet:AlexNet", "Krizhevsky et al., NIPS 2012"),
+    _imagenet("nin", "Network in Network, 224", "nin:nin_imagenet", "Lin, Chen and Yan, ICLR 2014"),
+    *_vgg(11),
+    *_vgg(16),
+    _imagenet("googlenet", "GoogLeNet (Inception v1), 224", "googlenet:GoogLeNet", "Szegedy et al., CVPR 2015"),
+    _imagenet("resnet18", "ResNet-18, 224", "resnet:ResNet", "He et al., CVPR 2016", depth=18),
+    _imagenet("resnet50", "ResNet-50 (v1.5), 224", "resnet:ResNet", "He et al., CVPR 2016", depth=50),
+    _imagenet("densenet121", "DenseNet-121, 224", "densenet:DenseNet", "Huang et al., CVPR 2017"),
+    ZooEntry(
+        name="xception",
+        summary="Xception, 299",
+        factory="edgekit.zoo.xception:Xception",
+        input_shape=(3, 299, 299),
+        preprocessing={"size": (299, 299), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+        paper="Chollet, CVPR 2017",
+    ),
+    *(
+        _imagenet(
+            f"squeezenet-{version}", f"SqueezeNet {version}, 224", "squeezenet:SqueezeNet",
+            "Iandola et al., arXiv:1602.07360", version=version,
+        )
+        for version in ("1.0", "1.1")
+    ),
     _imagenet("mobilenet-v1", "MobileNet V1 1.0, 224", "mobilenet_v1:MobileNetV1", "Howard et al., arXiv:1704.04861"),
     _imagenet("mobilenet-v2", "MobileNet V2 1.0, 224", "mobilenet_v2:MobileNetV2", "Sandler et al., CVPR 2018"),
-    _imagenet("squeezenet-1.1", "SqueezeNet 1.1, 224", "squeezenet:SqueezeNet", "Iandola et al., arXiv:1602.07360"),
-)
+    *(
+        _imagenet(
+            f"mobilenet-v3-{size}", f"MobileNet V3 {size}, 224", "mobilenet_v3:MobileNetV3", "Howard et al., ICCV 2019",
+            size=size,
+        )
+        for size in ("small", "large")
+    ),
+    *(_shufflenet_v1(groups) for groups in (1, 2, 3, 4, 8)),
+    *(_shufflenet_v2(width) for width in (0.5, 1.0, 1.5, 2.0)),
+    _imagenet("ghostnet", "GhostNet 1.0, 224", "ghostnet:GhostNet", "Han et al., CVPR 2020"),
+)  # fmt: skip
 ENTRIES: Mapping[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}
 """Every network by its name; tests run over all of them."""
 
@@ -112,11 +192,15 @@ def build(name: str) -> tuple[nn.Module, ZooEntry]:
     """
     import torch
 
+    from edgekit.zoo.initialization import settle_statistics
+
     entry = get(name)
     module, _, function = entry.factory.partition(":")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network: nn.Module = getattr(importlib.import_module(module), function)(**entry.settings)
+        if entry.weights is None:
+            settle_statistics(network, entry.input_shape)
     if entry.weights is not None:
         from edgekit.sources.weights import load_weights_into
 

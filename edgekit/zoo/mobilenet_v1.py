@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from edgekit.zoo.initialization import he_normal
+
 # Output channels and stride of each depthwise-separable block.
 BLOCKS = (
     (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1),
@@ -35,6 +37,7 @@ class MobileNetV1(nn.Module):
             channels = int(wanted * width)
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, classes)
+        he_normal(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))

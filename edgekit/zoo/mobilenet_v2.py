@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from edgekit.zoo.initialization import he_normal
+
 # Expansion, output channels, repeats, stride of the first.
 STAGES = (
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
@@ -36,13 +38,20 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Seven stages of inverted residuals between a 3×3 stem and a 1×1 head."""
+    """Seven stages of inverted residuals between a 3×3 stem and a 1×1 head.
 
-    def __init__(self, classes: int = 1000) -> None:
+    Args:
+        classes: Outputs.
+        early_strides: Of the stem and of the second stage: 2 and 2 for images of 224×224; 1 and 1 for 32×32, where the
+            last map is 4×4 then.
+    """
+
+    def __init__(self, classes: int = 1000, *, early_strides: tuple[int, int] = (2, 2)) -> None:
         super().__init__()
-        layers: list[nn.Module] = conv_bn(3, 32, 3, stride=2)
+        layers: list[nn.Module] = conv_bn(3, 32, 3, stride=early_strides[0])
         channels = 32
-        for expansion, wanted, repeats, stride in STAGES:
+        for number, (expansion, wanted, repeats, stride_of_paper) in enumerate(STAGES):
+            stride = early_strides[1] if number == 1 else stride_of_paper
             for repeat in range(repeats):
                 layers.append(InvertedResidual(channels, wanted, expansion, stride if repeat == 0 else 1))
                 channels = wanted
@@ -50,6 +59,7 @@ class MobileNetV2(nn.Module):
         self.features = nn.Sequential(*layers)
         self.dropout = nn.Dropout(0.2)
         self.classifier = nn.Linear(LAST, classes)
+        he_normal(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.dropout(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1)))
