@@ -86,6 +86,17 @@ def test_inspect_shows_which_channels_are_coupled() -> None:
     assert "groups of coupled channels" in text
 
 
+def test_inspect_flags_what_breaks_the_rules_for_fast_networks() -> None:
+    asked = ("inspect", "zoo:digits-cnn", "--no-layers", "--guidelines")
+    found = json.loads(run(*asked, "--json").stdout)["guidelines"]
+    flagged = {layer["path"].split()[0]: layer["flags"] for layer in found["layers"] if layer["flags"]}
+    assert flagged == {"add": ["G4"], "depthwise": ["G4"]}
+    text = run(*asked).stdout
+    assert "G4: 2 flagged (✗: 3% or more)" in text
+    assert f"element-wise operators move {found['element_wise_share']:.0%} of all elements" in text
+    assert "`edgekit bench` measures" in text
+
+
 def test_inspect_forecasts_and_shows_sensitivities() -> None:
     asked = ("inspect", "zoo:digits-cnn", "--no-layers", "--target", "local")
     sensitivity = ("--sensitivity", "quantize:weight_bits=3,images=32", "--data", "digits", "--images", "50")
