@@ -1,10 +1,9 @@
-"""What exact rewrites buy on the clock: sibling layers merged into one, in GoogLeNet and in other networks that have them.
+"""What horizontal fusion buys on the clock: sibling layers of GoogLeNet merged into one, beside the network as it is.
 
     python benches/fusion.py [--work runs/fusion] [--rounds 5] [--seconds 0.4] [--network googlenet …]
 
-Random weights: time depends on shapes. Three forms of each network: as exports write it anyway (batch norms folded), with
-the other rewrites, and with sibling layers merged too; in each runtime with one and two threads, interleaved. Results go to
-benches/results/fusion.json.
+Random weights: time depends on shapes. Batch norms are folded either way, by the export. Each runtime with one and two
+threads, interleaved. Results go to benches/results/fusion.json.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from edgekit.runtimes.measure import Plan
 
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "tflite", "ncnn": "ncnn"}
 RESULT = Path(__file__).parent / "results" / "fusion.json"
-FORMS = {"rewritten": Rewrite(siblings=False), "siblings merged": Rewrite()}
 
 
 def main() -> None:
@@ -42,7 +40,7 @@ def main() -> None:
     for name in arguments.network or ("googlenet",):
         found["networks"][name] = _network(edgekit.load(f"zoo:{name}"), arguments.work / name, plan)
         write_json(arguments.result, {**found, "rounds": plan.rounds, "versions": versions()})
-        print(name, json.dumps(found["networks"][name]["rows"], indent=1), flush=True)
+        print(name, json.dumps(found["networks"][name]["times"], indent=1), flush=True)
 
 
 def _network(original: Bundle, work: Path, plan: Plan) -> dict[str, Any]:
@@ -53,36 +51,31 @@ def _network(original: Bundle, work: Path, plan: Plan) -> dict[str, Any]:
         edgekit.export(Bundle.load(work / name), list(RUNTIMES))
         return work / name
 
-    folders, rows = [kept(original, "original")], {}
-    for name, step in FORMS.items():
-        bundle, report = step.apply(original, Context())
-        step.ensures(original, bundle)
-        folders.append(kept(bundle, name.replace(" ", "-")))
-        rows[name] = {
-            "siblings": len(report.get("siblings", ())),
-            "splits_removed": report.get("splits_removed", 0),
-            "operators": report["operators"],
-            "max_abs_difference": report["max_abs_difference"],
-            "largest_output": report["largest_output"],
-            "times": {},
-        }
+    merged, report = Rewrite().apply(original, Context())
+    folders = [kept(original, "original"), kept(merged, "merged")]
     measured = edgekit.bench(folders, runtimes=list(RUNTIMES.values()), threads=(1, 2), baseline=folders[0], plan=plan)
-    for row in measured.rows:
-        if row.comparison is not None:
-            cell, compared = row.measurement.cell, row.comparison
-            name = cell.label.split("/")[0].replace("-", " ")
-            rows[name]["times"][f"{cell.runtime} {cell.threads}"] = [
-                compared.ratio,
-                compared.low,
-                compared.high,
-                compared.verdict,
-            ]
+    times = {
+        f"{row.measurement.cell.runtime} {row.measurement.cell.threads}": [
+            row.comparison.ratio,
+            row.comparison.low,
+            row.comparison.high,
+            row.comparison.verdict,
+        ]
+        for row in measured.rows
+        if row.comparison is not None
+    }
     milliseconds = {
         f"{row.measurement.cell.runtime} {row.measurement.cell.threads}": row.measurement.percentile(50)
         for row in measured.rows
         if row.comparison is None
     }
-    return {"original_ms": milliseconds, "rows": rows, "target": measured.target}
+    kept_of = ("siblings", "splits_removed", "operators", "max_abs_difference", "largest_output")
+    return {
+        "rewrite": {name: report[name] for name in kept_of},
+        "original_ms": milliseconds,
+        "times": times,
+        "target": measured.target,
+    }
 
 
 if __name__ == "__main__":

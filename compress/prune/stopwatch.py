@@ -106,10 +106,10 @@ class Stopwatch:
                     done.append((macs, multiple))
                     yield bundle
 
-        compared = self.compare(made())
+        compared = self.ratios(made())
         return [Trial(m, k, c.ratio, c.low, c.high) for (m, k), c in zip(done, compared, strict=True)]
 
-    def compare(self, bundles: Iterable[Bundle]) -> list[Comparison]:
+    def ratios(self, bundles: Iterable[Bundle]) -> list[Comparison]:
         """Measures networks, interleaved with the original; one at a time is in memory."""
         x = np.random.default_rng(0).standard_normal((1, *self._original.input_shape), dtype=np.float32)
         with tempfile.TemporaryDirectory(prefix="edgekit-") as folder, target_for("local") as target:
@@ -126,7 +126,7 @@ class Stopwatch:
     def _written(self, bundle: Bundle, folder: Path) -> Cell:
         folder.mkdir()
         path = folder / f"model{self.exporter.suffix}"
-        lowered = self.exporter.lower(bundle, "float32")
+        lowered = self.exporter.lower(bundle, bundle.precision)
         metadata = {"input_layout": self.exporter.input_layout, "input_shape": list(bundle.input_shape)}
         self.exporter.write(lowered, path, metadata)
         return Cell(label=folder.name, path=path, runtime=self.exporter.runtime)

@@ -110,7 +110,7 @@ class Rewrite(Step):
             earlier: dict[str, Any] = json.loads(kept.read_text())
             return earlier
         watch = Stopwatch(apart, format, progress=context.progress)
-        (compared,) = watch.compare([merged])
+        (compared,) = watch.ratios([merged])
         found = {
             "runtime": watch.exporter.runtime,
             "ratio": compared.ratio,
