@@ -11,7 +11,6 @@ from edgekit.errors import UsageError
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
-    from edgekit.cost import Cost
     from edgekit.guidelines import Guide
 
 
@@ -72,7 +71,7 @@ def inspect(
         guide = guide_of(bundle.module())
         extra["guidelines"] = guide.to_dict()
     if target is not None:
-        extra["forecast"] = _forecast(bundle, cost, target)
+        extra["forecast"] = _forecast(bundle, target)
     if sensitivity is not None:
         extra["sensitivity"] = _sensitivity(bundle, sensitivity, data, images)
     if as_json:
@@ -184,29 +183,11 @@ def _show_guidelines(guide: Guide) -> None:
     render.stdout.print("Rules of thumb about causes of time, not times: `edgekit bench` measures.", soft_wrap=True)
 
 
-def _forecast(bundle: Bundle, cost: Cost, target: str) -> dict[str, Any]:
-    from edgekit.program import aten, shape_of
-    from edgekit.runtimes.forecast import forecast
-    from edgekit.runtimes.targets.target import target_for
+def _forecast(bundle: Bundle, target: str) -> dict[str, Any]:
+    from edgekit.runtimes.forecast import forecast_of
 
-    nodes = {node.name: node for node in bundle.module().graph.nodes}
-    depthwise = sum(
-        layer.macs
-        for layer in cost.layers
-        if nodes[layer.name].target is aten.conv2d.default
-        and len(nodes[layer.name].args) > 6
-        and nodes[layer.name].args[6] == shape_of(nodes[layer.name])[1]
-    )
-    with target_for(target) as opened:
-        facts = opened.describe()
-    found = forecast(facts["machine"], facts["cpu_flags"], depthwise / max(cost.macs, 1), cost.macs)
-    return {
-        "target": target,
-        "cpu": facts["cpu"],
-        "cpu_flags": facts["cpu_flags"],
-        "depthwise_macs_share": depthwise / max(cost.macs, 1),
-        "runtimes": [one.to_dict() for one in found],
-    }
+    found = forecast_of(bundle.module(), target)
+    return {"target": target, **found, "runtimes": [one.to_dict() for one in found.pop("forecasts")]}
 
 
 def _sensitivity(bundle: Bundle, text: str, data: str | None, images: int) -> list[dict[str, Any]]:
