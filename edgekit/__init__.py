@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgekit.benchmark import bench
     from edgekit.bundle import Bundle
-    from edgekit.compress.search.advise import advise
     from edgekit.compress.prune.module import prune
+    from edgekit.compress.search.advise import advise
     from edgekit.data.references import load_data
     from edgekit.export.run import verify
     from edgekit.sources.load import load

@@ -360,8 +360,8 @@ def _notes(
     drop = trials[chosen].drop or 0.0
     if drop > max_drop and epochs:
         notes.append(
-            f"untrained it loses {drop:.2f} points, more than {max_drop:g}: the recipe trains for {epochs} epochs of at most about "
-            f"{_duration(epoch_seconds)}. What they bring back was not measured"
+            f"untrained it loses {drop:.2f} points, more than {max_drop:g}: the recipe trains for {epochs} epochs of at most "
+            f"about {_duration(epoch_seconds)}. What they bring back was not measured"
         )
     elif drop > max_drop:
         why = (
