@@ -364,11 +364,8 @@ def _notes(
             f"about {_duration(epoch_seconds)}. What they bring back was not measured"
         )
     elif drop > max_drop:
-        why = (
-            f"an epoch takes about {epoch_seconds / 60:.1g} of the {budget:g} minutes"
-            if budget * 60 < epoch_seconds
-            else ("the steps of the recipe don't train")
-        )
+        long = budget * 60 < epoch_seconds
+        why = f"an epoch takes about {_duration(epoch_seconds)}" if long else "its steps have no training"
         notes.append(f"it loses {drop:.2f} points, more than {max_drop:g}, and the recipe does not train: {why}")
     if goal.measure == "macs" and not probe.failed:
         notes.append(
