@@ -65,14 +65,14 @@ def _summands(node: Node, *, root: bool = True) -> list[Node]:
 
 def _merge_in_sum(module: GraphModule, node: Node) -> list[dict[str, Any]]:
     leaves = _summands(node)
-    groups: dict[Hashable, list[_Branch]] = {}
+    groups: dict[tuple[Node, Hashable], list[_Branch]] = {}
     for leaf in leaves:
         branch = _branch(leaf)
         if branch.convolution is not None and _mergeable(branch.convolution):
             groups.setdefault((branch.source, _geometry(branch.convolution)), []).append(branch)
     plain = [branch for leaf in leaves if (branch := _branch(leaf)).convolution is None]
     merged, rest = [], list(leaves)
-    for (source, _), branches in groups.items():  # type: ignore[misc]
+    for (source, _), branches in groups.items():
         cover = max(branches, key=lambda b: math.prod(_kernel(b.convolution))).convolution
         assert cover is not None
         chosen = [branch for branch in branches if _covers(cover, branch.convolution)]
@@ -82,8 +82,7 @@ def _merge_in_sum(module: GraphModule, node: Node) -> list[dict[str, Any]]:
             continue
         wide, name = _merge(module, node, source, cover, chosen)
         parts = [
-            layer_name(b.convolution) if b.convolution else f"{layer_name(b.norm)}" if b.norm else "identity"
-            for b in chosen
+            layer_name(b.convolution) if b.convolution else layer_name(b.norm) if b.norm else "identity" for b in chosen
         ]
         merged.append({"layers": parts, "into": name})
         for branch in chosen:
@@ -170,13 +169,14 @@ def _kernel_and_bias(
     if branch.convolution is not None:
         own = attribute(module, str(branch.convolution.args[1].target)).detach().double()  # type: ignore[union-attr]
         offset = _offset(cover, branch.convolution)
-        window = (slice(o, o + s) for o, s in zip(offset, own.shape[2:], strict=True))
+        window: list[Any] = [slice(o, o + s) for o, s in zip(offset, own.shape[2:], strict=True)]
         whole[(slice(None), slice(None), *window)] = own
         bias = tensor_of(module, argument(branch.convolution, 2), 0.0, shape[0])
     else:
         # Output channel c is input channel c, which is number c mod (in / groups) of its group.
         channels = torch.arange(shape[0])
-        whole[(channels, channels % shape[1], *_spread(cover, 4, 0))] = 1.0
+        centre: list[Any] = list(_spread(cover, 4, 0))
+        whole[(channels, channels % shape[1], *centre)] = 1.0
     if branch.norm is None:
         return whole, bias
     scale, shift = scale_and_shift(module, branch.norm, bias)
