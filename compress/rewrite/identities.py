@@ -80,8 +80,10 @@ def _is_identity(node: Node) -> bool:
 
 
 def _is_number(node: Node, number: int) -> bool:
-    given = argument(node, 1)
-    return isinstance(given, (int, float)) and given == number
+    given, source = argument(node, 1), node.args[0]
+    # A sum with a float makes floats of integers.
+    same_type = node.meta["val"].dtype == source.meta["val"].dtype  # type: ignore[union-attr]
+    return isinstance(given, (int, float)) and given == number and bool(same_type)
 
 
 def _all(node: Node, position: int, value: int) -> bool:

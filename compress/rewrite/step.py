@@ -49,7 +49,7 @@ class Rewrite(Step):
         "NVIDIA TensorRT, Developer Guide (horizontal fusion); Ding et al., CVPR 2021 (RepVGG); Jacob et al., CVPR 2018 "
         "(batch norm)"
     )
-    example: ClassVar[str] = "pays=none"
+    example: ClassVar[str] = ""
 
     batch_norm: bool = True
     identities: bool = True
