@@ -29,7 +29,7 @@ from edgekit.program import aten, layer_name, trainable
 
 LIMITS = {"G1": 1.25, "G2": 1.25, "G3": 3.0, "G4": 0.03}
 """From where on a layer is flagged: a ratio, a ratio, a count, a share. Ours; the paper gives none. G1's lies between channel
-widths of 1:2 (1.06 with large maps) and 1:6 (1.43); in table 1 of the paper the first costs little, the second much."""
+widths of 1:2 (1.06 with large maps) and 1:6 (1.43), two of those that table 1 of the paper times."""
 
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv_transpose2d.input)
 _POOLINGS = (
