@@ -246,6 +246,27 @@ def pruned_speed() -> list[str]:
     return lines[:-1]
 
 
+def fusion() -> list[str]:
+    """Sibling layers merged into one."""
+    found = result("fusion")
+    first = next(iter(found["networks"].values()))
+    heads = list(first["times"])
+    lines = [
+        f"**Sibling layers merged into one** (`rewrite`; {first['target']['cpu']}, {found['rounds']} interleaved rounds; time "
+        "× the original's in each runtime with one and two threads, 95 % interval), `python benches/fusion.py`:",
+        "",
+        f"| network (groups merged) | {' | '.join(heads)} |",
+        "|---|" + "---|" * len(heads),
+    ]
+    for name, network in found["networks"].items():
+        times = [
+            f"{ratio:.2f} [{low:.2f}, {high:.2f}] {verdict}"
+            for ratio, low, high, verdict in (network["times"][head] for head in heads)
+        ]
+        lines.append(f"| {name} ({len(network['rewrite']['siblings'])}) | {' | '.join(times)} |")
+    return lines
+
+
 def sparse_speed() -> list[str]:
     """Zeros in LiteRT."""
     found = result("sparse_speed")
@@ -354,7 +375,7 @@ def tables() -> str:
         "resnet20": resnet20, "pruned_widths": pruned_widths, "quantize_cifar": quantized_cifar,
         "quantize_imagenet": quantized_imagenet, "int8_speed": int8_speed, "codebook": codebooks, "qat": trained,
         "resnet56": resnet56, "classes": few_classes, "pruned_speed": pruned_speed, "prune_weights": pruned_weights,
-        "sparse_speed": sparse_speed, "zoo": zoo,
+        "sparse_speed": sparse_speed, "zoo": zoo, "fusion": fusion,
         "calibration_memory": memory, "startup": others,
     }  # fmt: skip
     # What was not measured has no table.

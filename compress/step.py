@@ -33,6 +33,7 @@ STEPS: Mapping[str, str] = {
     "qat": "edgekit.compress.quantize.qat:QuantizationAwareTraining",
     "share-weights": "edgekit.compress.quantize.codebook.share:ShareWeights",
     "powers-of-two": "edgekit.compress.quantize.codebook.power:PowersOfTwo",
+    "rewrite": "edgekit.compress.rewrite.step:Rewrite",
     "finetune": "edgekit.compress.finetune:Finetune",
 }
 """Every step by its name, with the place of its class: imported only when it is used."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgekit.benchmark import bench
     from edgekit.bundle import Bundle
     from edgekit.compress.prune.module import prune
+    from edgekit.compress.search.advise import advise
     from edgekit.data.references import load_data
     from edgekit.export.run import verify
     from edgekit.sources.load import load
@@ -29,6 +30,7 @@ _PLACES = {
     "load": "edgekit.sources.load:load",
     "load_data": "edgekit.data.references:load_data",
     "compress": "edgekit.compress",
+    "advise": "edgekit.compress.search.advise:advise",
     "prune": "edgekit.compress.prune.module:prune",
     "export": "edgekit.export",
     "verify": "edgekit.export.run:verify",
@@ -45,4 +47,4 @@ def __getattr__(name: str) -> Any:
     return getattr(loaded, attribute) if attribute else loaded
 
 
-__all__ = ["Bundle", "bench", "compress", "export", "load", "load_data", "prune", "verify"]
+__all__ = ["Bundle", "advise", "bench", "compress", "export", "load", "load_data", "prune", "verify"]

@@ -90,32 +90,32 @@ def rule(*targets: Any) -> Callable[[MacsRule], MacsRule]:
 def convolution(node: Node) -> int:
     """Each output element is a sum over in / groups × kernel."""
     weight = _value(node.args[1]).shape
-    return _elements(node) * math.prod(weight[1:])
+    return elements(node) * math.prod(weight[1:])
 
 
 @rule(aten.conv_transpose2d.input)
 def transposed_convolution(node: Node) -> int:
     """Each input element is spread over out / groups × kernel."""
     weight = _value(node.args[1]).shape
-    return _elements(node.args[0]) * math.prod(weight[1:])
+    return elements(node.args[0]) * math.prod(weight[1:])
 
 
 @rule(aten.linear.default)
 def linear(node: Node) -> int:
     """Each output element is a sum over the input features."""
-    return _elements(node) * int(_value(node.args[1]).shape[-1])
+    return elements(node) * int(_value(node.args[1]).shape[-1])
 
 
 @rule(aten.matmul.default, aten.bmm.default, aten.mm.default)
 def matrix_product(node: Node) -> int:
     """Each output element is a sum over the shared dimension."""
-    return _elements(node) * int(_value(node.args[0]).shape[-1])
+    return elements(node) * int(_value(node.args[0]).shape[-1])
 
 
 @rule(aten.addmm.default)
 def matrix_product_and_sum(node: Node) -> int:
     """As a matrix product of its second and third input."""
-    return _elements(node) * int(_value(node.args[1]).shape[-1])
+    return elements(node) * int(_value(node.args[1]).shape[-1])
 
 
 @rule(aten.lstm.input, aten.gru.input)
@@ -187,7 +187,7 @@ def cost_of(program: ExportedProgram | GraphModule) -> Cost:
                 parameters=parameters,
                 bytes=size,
                 macs=macs_rule(node) if macs_rule else 0,
-                memory_access=_elements(node) + sum(_elements(source) for source in inputs),
+                memory_access=elements(node) + sum(elements(source) for source in inputs),
                 output_shape=shape_of(node) if isinstance(node.meta.get("val"), torch.Tensor) else (),
             )
         )
@@ -235,7 +235,7 @@ def _value(node: Any) -> torch.Tensor:
     return value
 
 
-def _elements(node: Any) -> int:
+def elements(node: Any) -> int:
     """Elements of a node's value for one input: the free batch counts as 1, a parameter as it is."""
     value = node.meta.get("val")
     if isinstance(value, (list, tuple)):

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,7 +49,22 @@ def load_recipe(path: Path) -> list[Step]:
 
 def save_recipe(steps: Sequence[Step], path: Path) -> None:
     """Writes steps as a recipe that :func:`load_recipe` reads back to equal steps."""
+    Path(path).write_text(recipe_text(steps), encoding="utf-8")
+
+
+def recipe_text(steps: Sequence[Step], *, comment: Sequence[str] = (), brief: bool = False) -> str:
+    """Steps as YAML.
+
+    Args:
+        steps: In order.
+        comment: Lines to begin with.
+        brief: Leave out settings that are as by default.
+    """
     import yaml
 
-    text = yaml.safe_dump([step.to_dict() for step in steps], sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    entries = []
+    for step in steps:
+        plain = {f.name: f.default for f in dataclasses.fields(step)} if brief else {}
+        entries.append({k: v for k, v in step.to_dict().items() if k not in plain or getattr(step, k) != plain[k]})
+    text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+    return "".join(f"# {line}\n" for line in comment) + text

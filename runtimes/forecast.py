@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
 
 Verdict = Literal["faster", "little", "slower", "unknown"]
 
@@ -61,6 +64,40 @@ def forecast(machine: str, flags: Collection[str], depthwise_share: float, macs:
             Forecast(name, "unknown", f"nothing is known of {machine}") for name in ("onnxruntime", "tflite", "ncnn")
         ]
     return [rule(set(flags), depthwise_share, macs) for rule in rules] + [_torch()]
+
+
+def forecast_of(module: GraphModule, target: str) -> dict[str, Any]:
+    """The forecasts for a network on a target.
+
+    Args:
+        module: The network's graph.
+        target: Such as ``local``.
+
+    Returns:
+        The CPU, its flags, the share of the MACs in depthwise layers, and the forecasts.
+    """
+    from edgekit.cost import cost_of
+    from edgekit.program import aten, shape_of
+    from edgekit.runtimes.targets.target import target_for
+
+    cost = cost_of(module)
+    nodes = {node.name: node for node in module.graph.nodes}
+    depthwise = sum(
+        layer.macs
+        for layer in cost.layers
+        if nodes[layer.name].target is aten.conv2d.default
+        and len(nodes[layer.name].args) > 6
+        and nodes[layer.name].args[6] == shape_of(nodes[layer.name])[1]
+    )
+    share = depthwise / max(cost.macs, 1)
+    with target_for(target) as opened:
+        facts = opened.describe()
+    return {
+        "cpu": facts["cpu"],
+        "cpu_flags": facts["cpu_flags"],
+        "depthwise_macs_share": share,
+        "forecasts": forecast(facts["machine"], facts["cpu_flags"], share, cost.macs),
+    }
 
 
 def _torch() -> Forecast:

@@ -8,7 +8,7 @@ for a trial.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from edgekit.bundle import Bundle
 from edgekit.errors import StepError, UsageError
 from edgekit.export.exporter import exporter_for
-from edgekit.runtimes.measure import Cell, Plan, compare, measure
+from edgekit.runtimes.measure import Cell, Comparison, Plan, compare, measure
 from edgekit.runtimes.targets.target import target_for
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
@@ -98,26 +98,35 @@ class Stopwatch:
 
     def trials(self, asked: Sequence[tuple[float, int]], cut: Cut) -> list[Trial]:
         """Measures ways to cut, interleaved with the original, and returns those that could be."""
+        done: list[tuple[float, int]] = []
+
+        def made() -> Iterator[Bundle]:
+            for macs, multiple in asked:
+                if (bundle := cut(macs, multiple)) is not None:
+                    done.append((macs, multiple))
+                    yield bundle
+
+        compared = self.ratios(made())
+        return [Trial(m, k, c.ratio, c.low, c.high) for (m, k), c in zip(done, compared, strict=True)]
+
+    def ratios(self, bundles: Iterable[Bundle]) -> list[Comparison]:
+        """Measures networks, interleaved with the original; one at a time is in memory."""
         x = np.random.default_rng(0).standard_normal((1, *self._original.input_shape), dtype=np.float32)
         with tempfile.TemporaryDirectory(prefix="edgekit-") as folder, target_for("local") as target:
-            cells, done = [self._written(self._original, Path(folder) / "original")], []
-            for number, (macs, multiple) in enumerate(asked):
-                self._progress(number, len(asked), f"writing a trial for {self.exporter.runtime}")
-                bundle = cut(macs, multiple)
-                if bundle is not None:
-                    cells.append(self._written(bundle, Path(folder) / f"trial-{number}"))
-                    done.append((macs, multiple))
+            cells = [self._written(self._original, Path(folder) / "original")]
+            for number, bundle in enumerate(bundles):
+                self._progress(0, 1, f"writing a trial for {self.exporter.runtime}: {number + 1}")
+                cells.append(self._written(bundle, Path(folder) / f"trial-{number}"))
             found = measure(cells, [x] * len(cells), target, self._plan, self._progress)
         for measurement in found:
             if measurement.error:
                 raise StepError(f"{self.exporter.runtime} could not be timed: {measurement.error}")
-        compared = [compare(measurement, found[0]) for measurement in found[1:]]
-        return [Trial(m, k, c.ratio, c.low, c.high) for (m, k), c in zip(done, compared, strict=True)]
+        return [compare(measurement, found[0]) for measurement in found[1:]]
 
     def _written(self, bundle: Bundle, folder: Path) -> Cell:
         folder.mkdir()
         path = folder / f"model{self.exporter.suffix}"
-        lowered = self.exporter.lower(bundle, "float32")
+        lowered = self.exporter.lower(bundle, bundle.precision)
         metadata = {"input_layout": self.exporter.input_layout, "input_shape": list(bundle.input_shape)}
         self.exporter.write(lowered, path, metadata)
         return Cell(label=folder.name, path=path, runtime=self.exporter.runtime)

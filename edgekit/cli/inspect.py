@@ -11,7 +11,7 @@ from edgekit.errors import UsageError
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
-    from edgekit.cost import Cost
+    from edgekit.guidelines import Guide
 
 
 def inspect(
@@ -31,6 +31,9 @@ def inspect(
     groups: Annotated[
         bool, typer.Option("--groups", help="Show which channels are coupled: prune-channels cuts them together.")
     ] = False,
+    guidelines: Annotated[
+        bool, typer.Option("--guidelines", help="Flag layers that break the four rules for fast networks.")
+    ] = False,
     data: options.Data = None,
     images: Annotated[int, typer.Option("--images", min=1, help="Validation images that judge --sensitivity.")] = 1000,
     as_json: options.AsJson = False,
@@ -47,6 +50,8 @@ def inspect(
 
       edgekit inspect zoo:resnet20-cifar --no-layers --groups
 
+      edgekit inspect zoo:mobilenet-v1 --no-layers --guidelines
+
       edgekit inspect zoo:digits-cnn --sensitivity quantize:weight_bits=4 --data digits
 
     One MAC is one multiply-add of a convolution, a linear layer or a matrix product, for one input. Batch norm,
@@ -60,8 +65,13 @@ def inspect(
     extra: dict[str, Any] = {}
     if groups:
         extra["groups"], extra["barriers"] = _groups(bundle)
+    if guidelines:
+        from edgekit.guidelines import guide_of
+
+        guide = guide_of(bundle.module())
+        extra["guidelines"] = guide.to_dict()
     if target is not None:
-        extra["forecast"] = _forecast(bundle, cost, target)
+        extra["forecast"] = _forecast(bundle, target)
     if sensitivity is not None:
         extra["sensitivity"] = _sensitivity(bundle, sensitivity, data, images)
     if as_json:
@@ -95,6 +105,8 @@ def inspect(
         render.table(f"int8 on {extra['forecast']['cpu']}: a forecast", ("runtime", "int8 is", "because"), rows, left=3)
     if "groups" in extra:
         _show_groups(extra["groups"], extra["barriers"])
+    if guidelines:
+        _show_guidelines(guide)
     if "sensitivity" in extra:
         render.stdout.print()
         columns = ("layer", "bits", "alone: dB", "drop", "±", "inside: dB", "median channel: dB")
@@ -137,29 +149,45 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:2]) + f" and {len(names) - 2} more" * (len(names) > 2)
 
 
-def _forecast(bundle: Bundle, cost: Cost, target: str) -> dict[str, Any]:
-    from edgekit.program import aten, shape_of
-    from edgekit.runtimes.forecast import forecast
-    from edgekit.runtimes.targets.target import target_for
+def _show_guidelines(guide: Guide) -> None:
+    from edgekit.cli import render
+    from edgekit.guidelines import LIMITS
 
-    nodes = {node.name: node for node in bundle.module().graph.nodes}
-    depthwise = sum(
-        layer.macs
-        for layer in cost.layers
-        if nodes[layer.name].target is aten.conv2d.default
-        and len(nodes[layer.name].args) > 6
-        and nodes[layer.name].args[6] == shape_of(nodes[layer.name])[1]
-    )
-    with target_for(target) as opened:
-        facts = opened.describe()
-    found = forecast(facts["machine"], facts["cpu_flags"], depthwise / max(cost.macs, 1), cost.macs)
-    return {
-        "target": target,
-        "cpu": facts["cpu"],
-        "cpu_flags": facts["cpu_flags"],
-        "depthwise_macs_share": depthwise / max(cost.macs, 1),
-        "runtimes": [one.to_dict() for one in found],
+    render.stdout.print()
+
+    def figure(value: float | None, text: str, rule: str, flags: tuple[str, ...]) -> str:
+        return "" if value is None else ("✗ " if rule in flags else "") + text.format(value)
+
+    rows = [
+        [
+            layer.path or layer.name, layer.op, render.count(layer.memory_access),
+            figure(layer.over_bound, "{:.2f}", "G1", layer.flags), figure(layer.over_dense, "{:.2f}", "G2", layer.flags),
+            figure(layer.parallel, "{}", "G3", layer.flags), figure(layer.element_wise_share, "{:.1%}", "G4", layer.flags),
+        ]
+        for layer in guide.layers
+    ]  # fmt: skip
+    columns = ("layer", "operator", "memory access", "G1: × bound", "G2: × dense", "G3: side by side", "G4: share")
+    render.table("rules for fast networks (arXiv:1807.11164)", columns, rows, left=2)
+    broken = {rule: sum(rule in layer.flags for layer in guide.layers) for rule in LIMITS}
+    told = {
+        "G1": f"layers with weights move {guide.weighted_access / max(guide.bound, 1):.2f} × what equal widths would",
+        "G2": "groups write more for the same MACs",
+        "G3": f"up to {guide.widest} layers side by side; the step rewrite merges what can be",
+        "G4": f"element-wise operators move {guide.element_wise_share:.0%} of all elements, depthwise ones "
+        f"{guide.depthwise_share:.0%}",
     }
+    render.stdout.print()
+    for rule, text in told.items():
+        limit = f"{LIMITS[rule]:.0%}" if rule == "G4" else f"{LIMITS[rule]:g}"
+        render.stdout.print(f"{rule}: {broken[rule]} flagged (✗: {limit} or more); {text}", soft_wrap=True)
+    render.stdout.print("Rules of thumb about causes of time, not times: `edgekit bench` measures.", soft_wrap=True)
+
+
+def _forecast(bundle: Bundle, target: str) -> dict[str, Any]:
+    from edgekit.runtimes.forecast import forecast_of
+
+    found = forecast_of(bundle.module(), target)
+    return {"target": target, **found, "runtimes": [one.to_dict() for one in found.pop("forecasts")]}
 
 
 def _sensitivity(bundle: Bundle, text: str, data: str | None, images: int) -> list[dict[str, Any]]:

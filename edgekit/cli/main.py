@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edgekit.cli.advise import advise
 from edgekit.cli.bench import bench
 from edgekit.cli.compress import compress
 from edgekit.cli.demo import demo
@@ -35,7 +36,7 @@ Examples:
   edgekit bench small --data digits
 """,
 )
-for command in (inspect, compress, export, verify, bench, demo):
+for command in (inspect, advise, compress, export, verify, bench, demo):
     app.command()(command)
 
 

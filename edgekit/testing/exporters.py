@@ -29,10 +29,15 @@ from edgekit.sources.load import load
 from edgekit.testing import networks
 
 
-def bundle_of(network: str, precision: str = "float32", weight_bits: int = 8, activation_bits: int = 8) -> Bundle:
-    """A bundle of one of the small networks, quantized if asked, with samples of its own."""
+def bundle_of(
+    network: str | Bundle, precision: str = "float32", weight_bits: int = 8, activation_bits: int = 8
+) -> Bundle:
+    """A bundle of one of the small networks (or made of one), quantized if asked, with samples of its own."""
     x = networks.images(32)
-    bundle = Bundle(export_program(networks.make(network), networks.INPUT_SHAPE), networks.INPUT_SHAPE)
+    if isinstance(network, Bundle):
+        bundle = network
+    else:
+        bundle = Bundle(export_program(networks.make(network), networks.INPUT_SHAPE), networks.INPUT_SHAPE)
     if precision == "int8":
         module = bundle.module()
         remove_dropout(module)

@@ -242,6 +242,49 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
+class Inception(nn.Module):
+    """Three branches that begin with a 1×1 convolution of the same tensor, a pooled one, and all put together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.one, self.bn1 = nn.Conv2d(12, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.reduce3, self.bn2 = nn.Conv2d(12, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.reduce5, self.bn3 = nn.Conv2d(12, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.three, self.bn4 = nn.Conv2d(6, 10, 3, padding=1, bias=False), nn.BatchNorm2d(10)
+        self.five, self.bn5 = nn.Conv2d(4, 6, 5, padding=2, bias=False), nn.BatchNorm2d(6)
+        self.pooled, self.bn6 = nn.Conv2d(12, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.head = nn.Linear(28, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn0(self.stem(x)))
+        a = F.relu(self.bn1(self.one(x)))
+        b = F.relu(self.bn4(self.three(F.relu(self.bn2(self.reduce3(x))))))
+        c = F.relu(self.bn5(self.five(F.relu(self.bn3(self.reduce5(x))))))
+        d = F.relu(self.bn6(self.pooled(F.max_pool2d(x, 3, 1, 1))))
+        return self.head(torch.cat([a, b, c, d], 1).mean((2, 3)))
+
+
+class RepVgg(nn.Module):
+    """A 3×3 convolution, a 1×1 convolution and the identity, each with its batch norm, added; dense and depthwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(3, 12, 3, 2, 1, bias=False), nn.Conv2d(3, 12, 1, 2, bias=False)
+        self.wide2, self.narrow2 = nn.Conv2d(12, 12, 3, 1, 1, bias=False), nn.Conv2d(12, 12, 1, bias=False)
+        self.wide3 = nn.Conv2d(12, 12, 3, 1, 1, groups=12, bias=False)
+        self.narrow3 = nn.Conv2d(12, 12, 1, groups=12, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(12) for _ in range(8))
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = self.norms
+        x = F.relu(n[0](self.wide(x)) + n[1](self.narrow(x)))
+        x = F.relu(n[2](self.wide2(x)) + n[3](self.narrow2(x)) + n[4](x))
+        x = F.relu(n[5](self.wide3(x)) + n[6](self.narrow3(x)) + n[7](x))
+        return self.head(x.mean((2, 3)))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain": Plain,
     "residual": Residual,
@@ -261,6 +304,8 @@ FEATURES: dict[str, Callable[[], nn.Module]] = {
     "pixel-shuffle": PixelShuffle,
     "transposed": Transposed,
     "attention": Attention,
+    "inception": Inception,
+    "rep-vgg": RepVgg,
 }
 """These and the features that channels flow through in less common ways; pruning is tried on all."""
 

@@ -15,7 +15,7 @@ import pytest
 from edgekit.compress.step import STEPS
 
 EDGEKIT = [sys.executable, "-m", "edgekit.cli.main"]
-COMMANDS = ("inspect", "compress", "export", "verify", "bench", "demo")
+COMMANDS = ("inspect", "advise", "compress", "export", "verify", "bench", "demo")
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -84,6 +84,44 @@ def test_inspect_shows_which_channels_are_coupled() -> None:
     assert [group["channels"] for group in groups if group["fixed"] and "linear" in group["made_by"]] == [10]
     text = run("inspect", "zoo:resnet20-cifar", "--no-layers", "--groups").stdout
     assert "groups of coupled channels" in text
+
+
+def test_inspect_flags_what_breaks_the_rules_for_fast_networks() -> None:
+    asked = ("inspect", "zoo:digits-cnn", "--no-layers", "--guidelines")
+    found = json.loads(run(*asked, "--json").stdout)["guidelines"]
+    flagged = {layer["path"].split()[0]: layer["flags"] for layer in found["layers"] if layer["flags"]}
+    assert flagged == {"add": ["G4"], "depthwise": ["G4"]}
+    text = run(*asked).stdout
+    assert "G4: 2 flagged (✗: 3% or more)" in text
+    assert f"element-wise operators move {found['element_wise_share']:.0%} of all elements" in text
+    assert "`edgekit bench` measures" in text
+
+
+def test_advise_writes_a_recipe_that_compress_runs(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    asked = ("advise", "zoo:digits-cnn", "--data", "digits")
+    done = run(*asked, "--goal", "macs=0.7", "--images", "100", "-o", recipe, COLUMNS="60")
+    assert done.returncode == 0, done.stderr
+    assert "measured: macs=0.7" in done.stdout
+    assert "not measured" in done.stdout
+    again = run(
+        "compress", "zoo:digits-cnn", "--data", "digits", "--recipe", recipe, "-o", tmp_path / "small", "--json"
+    )
+    assert again.returncode == 0, again.stderr
+    macs = json.loads(again.stdout)["steps"][0]["report"]["macs"]
+    assert macs["after"] <= 0.7 * macs["before"]
+
+
+def test_advise_says_what_is_wrong_with_a_goal(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    asked = ("advise", "zoo:digits-cnn", "--data", "digits", "-o", recipe)
+    wrong = run(*asked, "--goal", "size=2")
+    assert wrong.returncode == 2
+    assert "between 0 and 1" in wrong.stderr
+    unreachable = run(*asked, "--goal", "macs=0.01", "--images", "50", "--json")
+    assert unreachable.returncode == 1
+    assert json.loads(unreachable.stdout)["chosen"] is None
+    assert not recipe.exists()
 
 
 def test_inspect_forecasts_and_shows_sensitivities() -> None:

@@ -1,71 +1,13 @@
-"""Exact rewrites of a program: the same function, to float rounding, in fewer operators."""
+"""Poolings and slices in the form that every format has: exact, and no faster by themselves."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.program import aten, attribute, delete_unused_attributes, set_attribute, shape_of
-
-_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
-
-
-def fold_batch_norm(module: GraphModule) -> int:
-    """Folds each batch norm into the convolution or linear layer that alone feeds it, in place.
-
-    With running mean m, variance v, scale g and shift b: W' = W g / sqrt(v + e), bias' = (bias - m) g / sqrt(v + e) + b
-    (Jacob et al., CVPR 2018, section 3.2). Computed in float64 and rounded once.
-
-    Returns:
-        How many were folded.
-    """
-    folded = 0
-    for node in list(module.graph.nodes):
-        if node.target is not aten.batch_norm.default:
-            continue
-        source, gamma, beta, mean, variance, _, _, epsilon, *_ = node.args
-        if not (isinstance(source, Node) and source.target in _CONVOLUTIONS and len(source.users) == 1):
-            continue
-        weight = source.args[1]
-        bias = source.args[2] if len(source.args) > 2 else None
-        if not isinstance(weight, Node) or weight.op != "get_attr" or len(weight.users) > 1:
-            continue
-
-        def value(argument: object, default: float, like: torch.Tensor) -> torch.Tensor:
-            if isinstance(argument, Node):
-                return attribute(module, str(argument.target)).detach().double()
-            return torch.full((like.shape[0],), default, dtype=torch.float64)
-
-        kernel = attribute(module, str(weight.target))
-        scale = value(gamma, 1.0, kernel) / torch.sqrt(value(variance, 1.0, kernel) + epsilon)
-        shift = (value(bias, 0.0, kernel) - value(mean, 0.0, kernel)) * scale + value(beta, 0.0, kernel)
-        new_kernel = kernel.detach().double() * scale.view(-1, *[1] * (kernel.dim() - 1))
-        set_attribute(module, str(weight.target), torch.nn.Parameter(new_kernel.to(kernel.dtype)))
-        name = str(weight.target).removesuffix("weight") + "bias"
-        set_attribute(module, name, torch.nn.Parameter(shift.to(kernel.dtype)))
-        with module.graph.inserting_before(source):
-            new_bias = module.graph.get_attr(name)
-        new_bias.meta["val"] = torch.empty(kernel.shape[0], device="meta")
-        source.args = (*source.args[:2], new_bias, *source.args[3:])
-        node.replace_all_uses_with(source)
-        module.graph.erase_node(node)
-        folded += 1
-    finish(module)
-    return folded
-
-
-def remove_dropout(module: GraphModule) -> int:
-    """Removes dropout, which does nothing in evaluation, in place; returns how many."""
-    removed = 0
-    for node in list(module.graph.nodes):
-        if node.target in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default):
-            node.replace_all_uses_with(node.args[0])
-            module.graph.erase_node(node)
-            removed += 1
-    finish(module)
-    return removed
+from edgekit.compress.rewrite.edit import finish
+from edgekit.program import aten, shape_of
 
 
 def global_pool_to_mean(module: GraphModule) -> int:
@@ -164,24 +106,6 @@ def sequence_mean_to_pool(module: GraphModule) -> int:
         changed += 1
     finish(module)
     return changed
-
-
-def replace_by_tensor(module: GraphModule, node: Node, name: str, value: torch.Tensor) -> None:
-    """Puts a parameter in the place of a node that computed it, in place; call :func:`finish` when all are done."""
-    set_attribute(module, name, torch.nn.Parameter(value))
-    with module.graph.inserting_before(node):
-        plain = module.graph.get_attr(name)
-    plain.meta["val"] = node.meta["val"]
-    node.replace_all_uses_with(plain)
-    module.graph.erase_node(node)
-
-
-def finish(module: GraphModule) -> None:
-    """Clears what an edit left without use, and compiles the graph again."""
-    module.graph.eliminate_dead_code()
-    delete_unused_attributes(module)
-    module.graph.lint()
-    module.recompile()
 
 
 def _covers(node: Node) -> bool:

@@ -1,0 +1,33 @@
+"""Exact rewrites of a program: the same function, to float rounding, in fewer operators. One to a file.
+
+The step ``rewrite`` does them on request (:mod:`edgekit.compress.rewrite.step`); exporters and other steps use some of them
+by themselves.
+"""
+
+from __future__ import annotations
+
+from edgekit.compress.rewrite.batch_norm import fold_batch_norm
+from edgekit.compress.rewrite.branches import merge_branches
+from edgekit.compress.rewrite.edit import finish, replace_by_tensor
+from edgekit.compress.rewrite.identities import remove_dead_code, remove_dropout, remove_identities
+from edgekit.compress.rewrite.pooling import global_pool_to_mean, sequence_mean_to_pool, strided_slice_to_pool
+from edgekit.compress.rewrite.sequences import merge_sequences
+from edgekit.compress.rewrite.siblings import merge_siblings
+from edgekit.compress.rewrite.splits import hoist_over_splits, remove_splits_before_concatenation
+
+__all__ = [
+    "finish",
+    "fold_batch_norm",
+    "global_pool_to_mean",
+    "hoist_over_splits",
+    "merge_branches",
+    "merge_sequences",
+    "merge_siblings",
+    "remove_dead_code",
+    "remove_dropout",
+    "remove_identities",
+    "remove_splits_before_concatenation",
+    "replace_by_tensor",
+    "sequence_mean_to_pool",
+    "strided_slice_to_pool",
+]

@@ -1,0 +1,1 @@
+"""Searching over steps: which of them reach a goal on a network, and what they cost there."""
