@@ -78,9 +78,10 @@ class Distillation:
         found = []
         for reference in self.references:
             model, weights = split_reference(reference)
-            places = [Path(model) / "program.pt2", Path(model), *([Path(weights)] if weights else [])]
+            places = [Path(model) / "program.pt2", Path(model), Path(model.rpartition(":")[0] or model)]
+            places += [Path(weights)] if weights else []
             found += [place for place in places if place.is_file()]
-        return tuple(found)
+        return tuple(dict.fromkeys(found))
 
 
 def split_reference(reference: str) -> tuple[str, str | None]:

@@ -393,3 +393,13 @@ def test_bfloat16_computes_the_methods_in_float32(before: Bundle) -> None:
     assert set(types) == {torch.float32}
     assert value.dtype == outputs.dtype == torch.float32
     assert float(value.detach()) == pytest.approx(float(exact.detach()), rel=0.05)
+
+
+def test_a_quantized_network_can_teach(before: Bundle, few: Dataset, tmp_path: Path) -> None:
+    compress(before, "quantize:images=64", few, output=tmp_path / "int8")
+    teacher = load_teacher(str(tmp_path / "int8"), before)
+    x = torch.from_numpy(to_inputs(few.train.images(np.arange(16)), before.preprocessing))
+    with torch.no_grad():
+        torch.testing.assert_close(Teacher([teacher], before)(x).outputs, teacher.module()(x))
+    taught = compress(_student(before), f"distill:teacher={tmp_path / 'int8'},method=attention,{QUICK}", few)
+    assert len(taught.steps[-1]["report"]["distill"]["looked_into"]) == 2
