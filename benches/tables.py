@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,39 @@ def pruned_weights() -> list[str]:
     return lines
 
 
+def distilled() -> list[str]:
+    """What each method of distillation is worth."""
+    found = result("distillation")
+    rows, settings = found["rows"], found["settings"]
+    runs = [run.rsplit(", ", 2) for run in rows]
+    students, methods = (list(dict.fromkeys(run[place] for run in runs)) for place in (0, 1))
+    lines = [
+        f"**Distillation, ResNet-56 ({found['teacher_top1']:.2f} %) as the teacher** (CIFAR-10, from scratch; the same short "
+        f"budget for all: {settings['images']:,} images {settings['epochs']} times; top-1 on the test images, mean ± "
+        "standard deviation over the seeds, and the gain over no teacher, paired by seed), `python benches/distillation.py`:",
+        "",
+        f"| method | {' | '.join(f'{s} | gain | seeds' for s in students)} |",
+        "|---|" + "---|---|---|" * len(students),
+    ]
+    for method in methods:
+        cells = [method]
+        for student in students:
+            top1 = {run[2]: rows[", ".join(run)]["top1"] for run in runs if run[:2] == [student, method]}
+            alone = {seed: rows.get(f"{student}, no teacher, {seed}", {}).get("top1") for seed in top1}
+            gains = [top1[seed] - alone[seed] for seed in top1 if alone[seed] is not None and method != "no teacher"]
+            cells += [_spread(list(top1.values()), " %"), _spread(gains, "", "+"), str(len(top1))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _spread(values: list[float], unit: str, sign: str = "") -> str:
+    """Mean and standard deviation."""
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):{sign}.2f}{unit}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
 def trained() -> list[str]:
     """Quantization-aware training."""
     found = result("qat")
@@ -375,7 +409,7 @@ def tables() -> str:
         "resnet20": resnet20, "pruned_widths": pruned_widths, "quantize_cifar": quantized_cifar,
         "quantize_imagenet": quantized_imagenet, "int8_speed": int8_speed, "codebook": codebooks, "qat": trained,
         "resnet56": resnet56, "classes": few_classes, "pruned_speed": pruned_speed, "prune_weights": pruned_weights,
-        "sparse_speed": sparse_speed, "zoo": zoo, "fusion": fusion,
+        "sparse_speed": sparse_speed, "zoo": zoo, "fusion": fusion, "distillation": distilled,
         "calibration_memory": memory, "startup": others,
     }  # fmt: skip
     # What was not measured has no table.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from edgekit.bundle import Bundle
+from edgekit.compress.distill.settings import Distillation, distillation
 from edgekit.compress.step import Context, Step
 from edgekit.errors import StepError
 
@@ -26,8 +27,8 @@ class Finetune(Step):
         augmentation: ``auto`` is what the data set asks for.
         precision: Arithmetic of the training; the weights stay float32.
         keep: Hand back the epoch that is best on the validation split, or the last.
-        distill: Weight of the soft targets of the network as it was before in the loss, 0 to 1; the rest is
-            cross-entropy.
+        distill: Share of the soft targets of the network as it was before in the loss, 0 to 1, the rest being
+            cross-entropy; or the settings of the step ``distill``: ``distill=[teacher=big,method=decoupled]``.
     """
 
     name: ClassVar[str] = "finetune"
@@ -45,13 +46,12 @@ class Finetune(Step):
     augmentation: Literal["auto", "none", "crop", "crop+flip"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     keep: Literal["best", "last"] = "best"
-    distill: float = 0.0
+    distill: Distillation | float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
-        if not 0 <= self.distill <= 1:
-            raise ValueError(f"distill is a share between 0 and 1, not {self.distill:g}")
+        distillation(self.distill)
 
     def requires(self, bundle: Bundle) -> None:
         if bundle.precision != "float32":
@@ -61,10 +61,15 @@ class Finetune(Step):
         return self.train(bundle, context, teacher=bundle)
 
     def train(self, bundle: Bundle, context: Context, teacher: Bundle) -> tuple[Bundle, dict[str, Any]]:
-        """The step for another that ends in it: what is distilled comes from ``teacher``."""
-        from edgekit.training import TrainingSettings, soft_targets, train
+        """The step for another that ends in it: ``teacher`` is the network before that step."""
+        from edgekit.compress.distill.loss import distillation_loss
+        from edgekit.training import TrainingSettings, train
 
+        context.dataset(self.name)  # ask for it before the work, not after
         module = bundle.module()
+        loss = distillation_loss(
+            self.distill, module, bundle, before=teacher, label_smoothing=self.label_smoothing, seed=context.seed
+        )
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "distill"}
         result = train(
             module,
@@ -74,9 +79,10 @@ class Finetune(Step):
             checkpoint=context.checkpoints,
             progress=context.progress,
             device=context.device,
-            loss=soft_targets(teacher, self.distill, self.label_smoothing),
+            loss=loss,
         )
         return bundle.with_module(module.cpu()), {
+            **({"distill": loss.report} if loss is not None else {}),
             "best_epoch": result.best_epoch,
             "best_validation_top1": result.best_validation_top1,
             "last_validation_top1": result.last_validation_top1,

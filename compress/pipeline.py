@@ -15,6 +15,7 @@ from edgekit.bundle import Bundle
 from edgekit.compress.step import Context, Step, no_progress, parse_step
 from edgekit.data.references import load_data
 from edgekit.errors import EdgekitError, StepError, UsageError
+from edgekit.files import sha256_file
 
 if TYPE_CHECKING:
     from edgekit.compress.step import Progress
@@ -67,7 +68,7 @@ def compress(
     context = Context(data=dataset, device=device, seed=seed, progress=progress)
     state = _fingerprint(bundle, dataset, seed)
     for position, step in enumerate(ordered):
-        state = _mix(state, step.to_dict())
+        state = _mix(state, [step.to_dict(), *(sha256_file(path) for path in step.reads())])
         done = work / f"{position:02d}-{step.name}-{state[:16]}" if work else None
         bundle = _run(bundle, step, ordered[:position], context, done)
         if dataset is not None:

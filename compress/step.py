@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from edgekit import settings as settings_of
+from edgekit.compress.distill.settings import Distillation
 from edgekit.errors import StepError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ STEPS: Mapping[str, str] = {
     "powers-of-two": "edgekit.compress.quantize.codebook.power:PowersOfTwo",
     "rewrite": "edgekit.compress.rewrite.step:Rewrite",
     "finetune": "edgekit.compress.finetune:Finetune",
+    "distill": "edgekit.compress.distill.distill:Distill",
 }
 """Every step by its name, with the place of its class: imported only when it is used."""
 
@@ -100,6 +102,11 @@ class Step(abc.ABC):
         Raises:
             StepError: If not, with the reason.
         """
+
+    def reads(self) -> tuple[Path, ...]:
+        """Files that the settings name, such as a teacher's: a resumed pipeline starts again where one has changed."""
+        values = (getattr(self, setting.name) for setting in dataclasses.fields(self))
+        return tuple(path for value in values if isinstance(value, Distillation) for path in value.files())
 
     @abc.abstractmethod
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:

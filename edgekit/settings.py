@@ -1,4 +1,7 @@
-"""Settings of steps: frozen dataclasses that are read from ``key=value`` text and from YAML, and written back."""
+"""Settings of steps: frozen dataclasses that are read from ``key=value`` text and from YAML, and written back.
+
+A setting may hold settings: ``key=[key=value,…]`` as text, a mapping in YAML.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +87,9 @@ def _convert(hint: Any, value: Any, what: str) -> Any:
         options = typing.get_args(hint)
         if type(None) in options and (value is None or (isinstance(value, str) and value.lower() == "none")):
             return None
+        nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        if nested is not None and (_bracketed(value) or isinstance(value, (Mapping, nested))):  # type: ignore[arg-type]
+            return _convert(nested, value, what)
         last: UsageError | None = None
         for option in (o for o in options if o is not type(None)):
             try:
@@ -91,6 +97,14 @@ def _convert(hint: Any, value: Any, what: str) -> Any:
             except UsageError as error:
                 last = error
         raise last or UsageError(f"{what}: {value!r} does not fit")
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            return value
+        if _bracketed(value):
+            value = parse_text(value.strip()[1:-1])
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{what}: {value!r} holds no settings", "Write [key=value,key=value].")
+        return build(hint, value, what=what)  # type: ignore[arg-type]
     if origin is Literal:
         if value not in typing.get_args(hint):
             raise UsageError(f"{what}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
@@ -119,5 +133,11 @@ def _convert(hint: Any, value: Any, what: str) -> Any:
     return str(value) if hint is str else value
 
 
+def _bracketed(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]")
+
+
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -29,18 +29,49 @@ from edgekit.files import atomic_file
 from edgekit.program import set_training
 
 if TYPE_CHECKING:
-    from edgekit.bundle import Bundle
     from edgekit.data.dataset import Dataset
     from edgekit.data.preprocessing import Preprocessing
 
 Loss = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From the network, inputs and labels to the loss and the outputs."""
 
+
+class LossModule(torch.nn.Module):
+    """A loss with parameters or a memory of its own, called as any :data:`Loss`.
+
+    Its parameters train along with the network's, its state travels in the checkpoints, and both stay behind when the
+    training ends.
+
+    Attributes:
+        fingerprint: What the loss depends on besides its state, a teacher for example: a checkpoint of another one is not
+            taken up.
+    """
+
+    fingerprint: str = ""
+
+
+class WithTerm(LossModule):
+    """A loss and a further term that looks at the weights alone.
+
+    Args:
+        loss: The loss.
+        term: Called before each forward pass; what it gives, if anything, is added.
+    """
+
+    def __init__(self, loss: Loss, term: Callable[[], torch.Tensor | None]) -> None:
+        super().__init__()
+        self.loss, self.term = loss, term
+        self.fingerprint = loss.fingerprint if isinstance(loss, LossModule) else ""
+
+    def forward(self, module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        term = self.term()
+        value, outputs = self.loss(module, x, y)
+        return (value if term is None else value + term), outputs
+
+
 CHECKPOINT_EVERY_S = 30.0
 # The share of the steps in which a one-cycle schedule climbs, and where it starts: Smith & Topin, arXiv:1708.07120.
 _CLIMB, _START = 0.3, 0.04
-# Of the soft targets of distillation.
-_TEMPERATURE = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +147,7 @@ def train(
         checkpoint: A folder to resume from and to leave checkpoints in.
         progress: Told the steps done, their total, and a text.
         device: Where to train.
-        loss: Cross-entropy if None.
+        loss: Cross-entropy if None. A :class:`LossModule` may have parameters of its own.
 
     Raises:
         StepError: If the loss is not finite.
@@ -126,16 +157,20 @@ def train(
 
     if device != "cpu" and not torch.cuda.is_available():
         raise UsageError(f"the device {device!r} is not available here", "Leave --device out to train on the CPU.")
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if settings.precision == "bfloat16" else "no")
-    loss = loss or _cross_entropy(settings.label_smoothing)
-    run = _Run(module, dataset, preprocessing, settings, checkpoint, progress)
+    # Its own mixed precision is not used: it is fixed once for the process, and keeps calling the forward pass that the
+    # graph had before it was switched to training.
+    accelerator = Accelerator(cpu=device == "cpu")
+    loss = loss or cross_entropy(settings.label_smoothing)
+    run = _Run(module, dataset, preprocessing, settings, checkpoint, progress, loss)
     # Channels-last convolutions are faster in oneDNN; the parameters' values are the same.
     module.to(device=accelerator.device, memory_format=torch.channels_last)
-    optimizer = _optimizer(module, settings)
+    if isinstance(loss, LossModule):
+        loss.to(device=accelerator.device)
+    optimizer = _optimizer(module, settings, loss)
     resumed = run.resume(optimizer)
-    prepared, wrapped = accelerator.prepare(module, optimizer)
+    wrapped = accelerator.prepare_optimizer(optimizer)
     for epoch in range(len(run.history), settings.epochs):
-        run.train_epoch(epoch, prepared, wrapped, accelerator, loss)
+        run.train_epoch(epoch, wrapped, accelerator)
     if settings.keep == "best":
         module.load_state_dict(run.best_state)
     module.to("cpu")
@@ -158,7 +193,9 @@ class _Run:
         settings: TrainingSettings,
         folder: Path | None,
         progress: Callable[[int, int, str], None] | None,
+        loss: Loss,
     ) -> None:
+        self.loss = loss
         self.module, self.dataset, self.preprocessing, self.settings = module, dataset, preprocessing, settings
         self.file = folder / "training.pt" if folder is not None else None
         self.progress = progress or (lambda done, total, text: None)
@@ -170,11 +207,11 @@ class _Run:
         self.step = 0
         self.partial = {"loss": 0.0, "hits": 0.0, "seen": 0.0, "seconds": 0.0}
         self.saved_at = time.monotonic()
-        self.fingerprint = _fingerprint(module, dataset, settings)
+        self.fingerprint = _fingerprint(module, dataset, settings, loss)
         asked = settings.augmentation
         self.augmentation = dataset.augmentation if asked == "auto" else asked
 
-    def train_epoch(self, epoch: int, module: Any, optimizer: Any, accelerator: Any, loss: Loss) -> None:
+    def train_epoch(self, epoch: int, optimizer: Any, accelerator: Any) -> None:
         settings, size = self.settings, self.settings.batch_size
         order = np.random.default_rng((settings.seed, epoch)).permutation(len(self.dataset.train))
         start = time.monotonic() - self.partial["seconds"]
@@ -185,8 +222,8 @@ class _Run:
             rate = learning_rate(self.step, self.total, settings)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            with accelerator.autocast():
-                value, outputs = loss(module, x.to(accelerator.device), y.to(accelerator.device))
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                value, outputs = self.loss(self.module, x.to(accelerator.device), y.to(accelerator.device))
             number = float(value.detach())
             if not math.isfinite(number):
                 raise StepError(
@@ -245,6 +282,7 @@ class _Run:
             "fingerprint": self.fingerprint,
             "module": self.module.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "loss": self.loss.state_dict() if isinstance(self.loss, LossModule) else {},
             "best_state": self.best_state,
             "rest": json.dumps([self.step, self.history, self.best_epoch, self.best_top1, self.partial]),
         }
@@ -267,6 +305,8 @@ class _Run:
             return 0
         self.module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
+        if isinstance(self.loss, LossModule):
+            self.loss.load_state_dict(state["loss"])
         self.best_state = state["best_state"]
         self.step, self.history, self.best_epoch, self.best_top1, self.partial = rest
         self.progress(self.step, self.total, f"training: resumed at step {self.step}")
@@ -286,7 +326,9 @@ def learning_rate(step: int, total: int, settings: TrainingSettings) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (done - _CLIMB) / (1 - _CLIMB)))
 
 
-def _cross_entropy(smoothing: float) -> Loss:
+def cross_entropy(smoothing: float = 0.0) -> Loss:
+    """The loss of a training that has no other; ``smoothing`` is the share of the target spread over all classes."""
+
     def loss(module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = module(x)
         return F.cross_entropy(outputs.float(), y, label_smoothing=smoothing), outputs
@@ -294,39 +336,10 @@ def _cross_entropy(smoothing: float) -> Loss:
     return loss
 
 
-def soft_targets(teacher: Bundle, share: float, label_smoothing: float = 0.0) -> Loss | None:
-    """A loss that mixes cross-entropy with the outputs of a teacher, softened by a temperature.
-
-    Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2: the soft part is multiplied
-    by the square of the temperature.
-
-    Args:
-        teacher: Whose outputs are learnt.
-        share: Weight of the soft targets, 0 to 1; the rest is cross-entropy.
-        label_smoothing: Of the cross-entropy.
-
-    Returns:
-        None for a share of 0: cross-entropy alone.
-    """
-    if not share:
-        return None
-    knows = teacher.module()
-    for parameter in knows.parameters():
-        parameter.requires_grad_(False)
-
-    def loss(module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        outputs = module(x)
-        with torch.no_grad():
-            wanted = F.softmax(knows.to(x.device)(x) / _TEMPERATURE, dim=1)
-        soft = F.kl_div(F.log_softmax(outputs / _TEMPERATURE, dim=1), wanted, reduction="batchmean")
-        hard = F.cross_entropy(outputs, y, label_smoothing=label_smoothing)
-        return share * _TEMPERATURE**2 * soft + (1 - share) * hard, outputs
-
-    return loss
-
-
-def _optimizer(module: torch.nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+def _optimizer(module: torch.nn.Module, settings: TrainingSettings, loss: Loss) -> torch.optim.Optimizer:
     parameters = [p for p in module.parameters() if p.requires_grad]
+    if isinstance(loss, LossModule):
+        parameters += [p for p in loss.parameters() if p.requires_grad]
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
@@ -342,12 +355,16 @@ def _device_of(module: torch.nn.Module) -> str:
     return str(next(module.parameters()).device)
 
 
-def _fingerprint(module: torch.fx.GraphModule, dataset: Dataset, settings: TrainingSettings) -> str:
+def _fingerprint(module: torch.fx.GraphModule, dataset: Dataset, settings: TrainingSettings, loss: Loss) -> str:
     digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
     digest.update(dataset.train.digest.encode())
     digest.update(dataset.validation.digest.encode())
     digest.update(module.code.encode())
-    for name, tensor in sorted(copy.copy(module.state_dict()).items()):
+    state = sorted(copy.copy(module.state_dict()).items())
+    if isinstance(loss, LossModule):
+        digest.update(loss.fingerprint.encode())
+        state += sorted(loss.state_dict().items())
+    for name, tensor in state:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

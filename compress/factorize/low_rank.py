@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
 from edgekit.compress import samples
+from edgekit.compress.distill.settings import Distillation, distillation
 from edgekit.compress.factorize.layer import Layer, layers_of
 from edgekit.compress.factorize.method import Method, method
 from edgekit.compress.factorize.plan import Plan, make_choices, menu, sensitivities, whole
@@ -64,7 +65,8 @@ class Factorize(Step):
         keep: Name patterns of layers to leave whole.
         epochs: Epochs of fine-tuning afterwards.
         learning_rate: Peak learning rate of the fine-tuning.
-        distill: Weight of the original network's soft targets in the fine-tuning's loss, 0 to 1.
+        distill: Share of the original network's soft targets in the fine-tuning's loss, 0 to 1, the rest being
+            cross-entropy; or the settings of the step ``distill``: ``distill=[teacher=big,method=decoupled]``.
     """
 
     name: ClassVar[str] = "factorize"
@@ -91,7 +93,7 @@ class Factorize(Step):
     keep: tuple[str, ...] = ()
     epochs: int = 5
     learning_rate: float = 0.01
-    distill: float = 0.0
+    distill: Distillation | float = 0.0
 
     def __post_init__(self) -> None:
         timed = parse_goal(self.latency) if self.latency is not None else (None, "")
@@ -120,8 +122,7 @@ class Factorize(Step):
         for name, least in (("multiple", 1), ("images", 0), ("reconstruct", 0), ("epochs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not 0 <= self.distill <= 1:
-            raise ValueError(f"distill is a share between 0 and 1, not {self.distill:g}")
+        distillation(self.distill)
 
     def requires(self, bundle: Bundle) -> None:
         needs_float_weights(self, bundle)

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
 from edgekit.compress import samples
+from edgekit.compress.distill.settings import Distillation, distillation
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.flow import Flow, analyse
 from edgekit.compress.prune.importance import FROM_DATA, Batches, Importance, class_scores
@@ -58,7 +59,8 @@ class PruneChannels(Step):
         between: Epochs of fine-tuning between rounds.
         epochs: Epochs of fine-tuning after the (last) cut.
         learning_rate: Peak learning rate of the fine-tuning.
-        distill: Weight of the original network's soft targets in the fine-tuning's loss, 0 to 1.
+        distill: Share of the original network's soft targets in the fine-tuning's loss, 0 to 1, the rest being cross-entropy;
+            or the settings of the step ``distill``: ``distill=[teacher=big,method=decoupled]``.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -85,7 +87,7 @@ class PruneChannels(Step):
     between: int = 1
     epochs: int = 5
     learning_rate: float = 0.02
-    distill: float = 0.0
+    distill: Distillation | float = 0.0
 
     def __post_init__(self) -> None:
         timed = parse_goal(self.latency)[0] if self.latency is not None else None
@@ -109,8 +111,7 @@ class PruneChannels(Step):
         for format in (self.align, parse_goal(self.latency)[1] if self.latency is not None else None):
             if format is not None:
                 refuse_unknown_format(format)
-        if not 0 <= self.distill <= 1:
-            raise ValueError(f"distill is a share between 0 and 1, not {self.distill:g}")
+        distillation(self.distill)
 
     @property
     def goal(self) -> tuple[str, float]:

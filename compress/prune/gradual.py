@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
+from edgekit.compress.distill.loss import distillation_loss
+from edgekit.compress.distill.settings import Distillation
 from edgekit.compress.layers import own_weights
 from edgekit.compress.step import Context
 from edgekit.program import attribute, set_attribute
-from edgekit.training import TrainingResult, TrainingSettings, train
+from edgekit.training import TrainingResult, TrainingSettings, WithTerm, cross_entropy, train
 
 Choose = Callable[[Mapping[str, torch.Tensor], float], dict[str, torch.Tensor]]
 """From the scores of each weight and the share of the schedule that is over (0 to 1) to the masks."""
@@ -60,6 +61,7 @@ def train_gradually(
     choose: Choose,
     updates: int,
     movement: bool = False,
+    distill: Distillation | float = 0.0,
 ) -> tuple[TrainingResult, dict[str, torch.Tensor]]:
     """Trains a graph in place, choosing its zeros anew so many times.
 
@@ -72,6 +74,7 @@ def train_gradually(
         choose: Gives the masks.
         updates: How often; fewer where there are fewer steps.
         movement: Score by movement; by the weights themselves otherwise.
+        distill: What to learn besides the labels, from the bundle's network or another.
 
     Returns:
         What training gave, and the masks for the whole share.
@@ -96,17 +99,16 @@ def train_gradually(
         for name, mask in choose({n: _rank(s) if movement else s for n, s in scores.items()}, done).items():
             masks[name].mask.copy_(mask)
 
-    def loss(network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def count() -> None:
         counter = attribute(module, "steps_done")
         if int(counter) % every == 0:
             update(int(counter) / total)
         counter += 1
-        outputs = network(x)
-        return F.cross_entropy(outputs, y), outputs
 
+    learnt = distillation_loss(distill, module, bundle, seed=settings.seed) or cross_entropy()
     result = train(
         module, dataset, bundle.preprocessing, settings, checkpoint=context.checkpoints, progress=context.progress,
-        device=context.device, loss=loss,
+        device=context.device, loss=WithTerm(learnt, count),
     )  # fmt: skip
     update(1.0)
     return result, {name: mask.mask.clone() for name, mask in masks.items()}

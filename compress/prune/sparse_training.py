@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
 from edgekit.bundle import Bundle
+from edgekit.compress.distill.settings import Distillation, distillation
 from edgekit.compress.prune.channels import weight_costs
 from edgekit.compress.prune.flow import Flow, analyse
 from edgekit.compress.prune.importance import class_scores
@@ -40,6 +40,8 @@ class SparseTraining(Step):
         multiple: Of ``growing``: cut so many channels of the same layers at a time, as the later cut will.
         epochs: Passes over the training split.
         learning_rate: Peak of the schedule.
+        distill: Share of the soft targets of the network as it was before in the loss, 0 to 1, the rest being
+            cross-entropy; or the settings of the step ``distill``: ``distill=[teacher=big,method=decoupled]``.
     """
 
     name: ClassVar[str] = "sparse-train"
@@ -56,6 +58,7 @@ class SparseTraining(Step):
     multiple: int = 8
     epochs: int = 5
     learning_rate: float = 0.01
+    distill: Distillation | float = 0.0
 
     def __post_init__(self) -> None:
         if self.strength <= 0:
@@ -64,12 +67,14 @@ class SparseTraining(Step):
             raise ValueError(f"macs is a share between 0 and 1, not {self.macs:g}")
         if self.epochs < 1 or self.multiple < 1:
             raise ValueError(f"epochs and multiple must be at least 1, not {self.epochs} and {self.multiple}")
+        distillation(self.distill)
 
     def requires(self, bundle: Bundle) -> None:
         needs_float_weights(self, bundle)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
-        from edgekit.training import TrainingSettings, train
+        from edgekit.compress.distill.loss import distillation_loss
+        from edgekit.training import TrainingSettings, WithTerm, cross_entropy, train
 
         dataset = context.dataset(self.name)
         module = bundle.module()
@@ -82,13 +87,10 @@ class SparseTraining(Step):
         before = groups.norms(module)
         penalty = self._penalty(module, groups, total)
 
-        def loss(network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            outputs = network(x)
-            return F.cross_entropy(outputs, y) + penalty(), outputs
-
+        learnt = distillation_loss(self.distill, module, bundle, seed=context.seed)
         result = train(
             module, dataset, bundle.preprocessing, settings, checkpoint=context.checkpoints,
-            progress=context.progress, device=context.device, loss=loss,
+            progress=context.progress, device=context.device, loss=WithTerm(learnt or cross_entropy(), penalty),
         )  # fmt: skip
         after = groups.norms(module)
         delete_unused_attributes(module)
@@ -99,6 +101,7 @@ class SparseTraining(Step):
             "groups": len(after),
             "gone": {"before": _share_gone(before), "after": _share_gone(after)},
             "history": result.history,
+            **({"distill": learnt.report} if learnt is not None else {}),
         }
 
     def _penalty(self, module: GraphModule, groups: _Groups, total: int) -> Callable[[], torch.Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
+from edgekit.compress.distill.settings import Distillation, distillation
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.layers import own_weights
 from edgekit.compress.prune.sparse import mask_bits, put_sparse
@@ -44,6 +45,8 @@ class PruneWeights(Step):
         ramp: Epochs of training in which the share of zeros rises, by the cubic schedule; 0 for all at once.
         epochs: Epochs of fine-tuning with the zeros fixed.
         learning_rate: Peak learning rate of the fine-tuning; the ramp is trained at half of it, constant.
+        distill: Share of the soft targets of the network as it was before in the loss, 0 to 1, the rest being
+            cross-entropy; or the settings of the step ``distill``: ``distill=[teacher=big,method=decoupled]``.
         keep: Name patterns of layers that stay whole, for example ``[conv1,fc]``.
     """
 
@@ -63,6 +66,7 @@ class PruneWeights(Step):
     ramp: int = 0
     epochs: int = 5
     learning_rate: float = 0.02
+    distill: Distillation | float = 0.0
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,6 +80,7 @@ class PruneWeights(Step):
             raise ValueError("give a pattern or a block, not both")
         if self.importance == "movement" and not self.ramp:
             raise ValueError("movement is seen while training: give ramp, for example ramp=2")
+        distillation(self.distill)
 
     @property
     def _kept_of_group(self) -> tuple[int, int] | None:
@@ -117,11 +122,11 @@ class PruneWeights(Step):
         ]
         pruned = bundle.with_module(module)
         if self.epochs:
-            finetune = Finetune(epochs=self.epochs, learning_rate=self.learning_rate)
+            finetune = Finetune(epochs=self.epochs, learning_rate=self.learning_rate, distill=self.distill)
             folder = context.checkpoints / "finetune" if context.checkpoints is not None else None
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-            pruned, report["finetune"] = finetune.apply(pruned, replace(context, checkpoints=folder))
+            pruned, report["finetune"] = finetune.train(pruned, replace(context, checkpoints=folder), teacher=bundle)
         return pruned, report
 
     def ensures(self, before: Bundle, after: Bundle) -> None:
@@ -188,6 +193,7 @@ class PruneWeights(Step):
         result, masks = train_gradually(
             masked, names, bundle, settings, replace(context, checkpoints=folder), movement=self.importance == "movement",
             choose=lambda scores, done: self.masks(scores, self.sparsity * (1 - (1 - done) ** 3)), updates=_UPDATES,
+            distill=self.distill,
         )  # fmt: skip
         trained = masked.state_dict()
         module.load_state_dict({name: trained[name] for name in module.state_dict()})

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from edgekit.bundle import Bundle
+from edgekit.compress.distill.settings import Distillation, distillation
 from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.errors import StepError
 
@@ -35,7 +36,8 @@ class QuantizationAwareTraining(Step):
         learning_rate: Peak of the schedule.
         schedule: How the learning rate moves.
         weight_decay: L2 penalty.
-        distill: Weight of the float network's soft targets in the loss, 0 to 1; the rest is cross-entropy.
+        distill: Share of the float network's soft targets in the loss, 0 to 1, the rest being cross-entropy; or the settings
+            of the step ``distill``: ``distill=[teacher=big,method=decoupled]``.
         augmentation: ``auto`` is what the data set asks for.
         keep: Hand back the epoch that is best on the validation split, or the last.
         images: Training images to calibrate the first int8 ranges on.
@@ -55,7 +57,7 @@ class QuantizationAwareTraining(Step):
     learning_rate: float = 0.01
     schedule: Literal["one-cycle", "cosine", "constant"] = "cosine"
     weight_decay: float = 1e-4
-    distill: float = 0.0
+    distill: Distillation | float = 0.0
     augmentation: Literal["auto", "none", "crop", "crop+flip"] = "auto"
     keep: Literal["best", "last"] = "best"
     images: int = 256
@@ -67,17 +69,17 @@ class QuantizationAwareTraining(Step):
                 raise ValueError(f"{name} must be {least} to 8, not {getattr(self, name)}")
         if self.epochs < 1 or self.images < 1:
             raise ValueError(f"epochs and images must be at least 1, not {self.epochs} and {self.images}")
-        if not 0 <= self.distill <= 1:
-            raise ValueError(f"distill is a share between 0 and 1, not {self.distill:g}")
+        distillation(self.distill)
 
     def requires(self, bundle: Bundle) -> None:
         needs_float_weights(self, bundle)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
+        from edgekit.compress.distill.loss import distillation_loss
         from edgekit.compress.quantize.learned_step import convert, names_of, prepare
         from edgekit.compress.rewrite import remove_dropout
         from edgekit.evaluation import evaluate
-        from edgekit.training import TrainingSettings, soft_targets, train
+        from edgekit.training import TrainingSettings, train
 
         dataset = context.dataset(self.name)
         before = bundle.module()
@@ -96,9 +98,10 @@ class QuantizationAwareTraining(Step):
             epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate, schedule=self.schedule,
             weight_decay=self.weight_decay, augmentation=self.augmentation, keep=self.keep, seed=context.seed,
         )  # fmt: skip
+        loss = distillation_loss(self.distill, module, bundle, seed=context.seed)
         result = train(
             module, dataset, bundle.preprocessing, settings, checkpoint=context.checkpoints,
-            progress=context.progress, device=context.device, loss=soft_targets(bundle, self.distill),
+            progress=context.progress, device=context.device, loss=loss,
         )  # fmt: skip
         convert(before, module, found, self.keep_float)
         after = bundle.with_module(before)
@@ -114,6 +117,7 @@ class QuantizationAwareTraining(Step):
                 for key, bits in widths["weights"].items()
             ],
             "history": result.history,
+            **({"distill": loss.report} if loss is not None else {}),
         }
         return after, report
 

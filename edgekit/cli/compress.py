@@ -63,6 +63,8 @@ def compress(
 
       edgekit compress zoo:digits-cnn --data digits --classes 3,5,8 --step prune-channels:macs=0.3,importance=lasso -o three
 
+      edgekit compress zoo:resnet20-cifar --data cifar10:data --step distill:teacher=big,method=decoupled,epochs=60 -o taught
+
       edgekit compress --list
     """
     from edgekit.cli import render

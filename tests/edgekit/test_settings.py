@@ -29,6 +29,22 @@ def test_text_becomes_the_fields_types() -> None:
     assert build(_Settings, {"layers": ["conv1"]}, what="x").layers == ("conv1",)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Nesting:
+    inner: _Settings | float = 0.0
+
+
+def test_settings_within_settings() -> None:
+    found = build(_Nesting, parse_text("inner=[count=7,layers=[a,b]]"), what="x")
+    assert found == _Nesting(inner=_Settings(count=7, layers=("a", "b")))
+    assert to_dict(found)["inner"]["layers"] == ["a", "b"]
+    assert build(_Nesting, to_dict(found), what="x") == found
+    assert build(_Nesting, {"inner": {"count": 7}}, what="x") == _Nesting(inner=_Settings(count=7))
+    assert build(_Nesting, {"inner": "0.5"}, what="x") == _Nesting(inner=0.5)
+    with pytest.raises(UsageError, match="x: inner has no setting 'number'"):
+        build(_Nesting, {"inner": {"number": 7}}, what="x")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from edgekit.data.references import load_data
 from edgekit.errors import StepError
 from edgekit.evaluation import evaluate
 from edgekit.sources.load import load
-from edgekit.training import TrainingSettings, learning_rate, train
+from edgekit.training import LossModule, TrainingSettings, WithTerm, learning_rate, train
 
 QUICK = TrainingSettings(epochs=2, learning_rate=0.02, batch_size=64)
 
@@ -47,6 +48,42 @@ def test_the_schedule_is_the_one_cycle_of_the_paper() -> None:
     assert max(rates) == pytest.approx(0.1, rel=0.01)
     assert rates.index(max(rates)) in (29, 30)
     assert rates[-1] == pytest.approx(0, abs=1e-6)
+
+
+def test_bfloat16_trains_as_float32_does_and_both_fit_into_one_process() -> None:
+    """Batch norm learns its statistics in both; so near, two epochs are only if both train the same network."""
+    data, bundle = load_data("digits"), load("zoo:digits-cnn")
+    found = []
+    for precision in ("float32", "bfloat16", "float32"):
+        module = bundle.module()
+        result = train(module, data, bundle.preprocessing, replace(QUICK, precision=precision))
+        found.append((result.history[-1]["train_loss"], module.state_dict()))
+    name = next(key for key in found[0][1] if key.endswith("running_mean"))
+    before, (exact, half, again) = bundle.module().state_dict()[name], [state[name] for _, state in found]
+    assert torch.equal(exact, again)
+    assert float((half - exact).norm()) < 0.1 * float((exact - before).norm())
+    assert found[1][0] == pytest.approx(found[0][0], rel=0.05)
+
+
+def test_a_loss_with_parameters_and_a_term_of_the_weights() -> None:
+    """They train along, and the training ends with the network alone."""
+    data, bundle = load_data("digits"), load("zoo:digits-cnn")
+
+    class Scaled(LossModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, module, x, y):  # type: ignore[no-untyped-def]
+            outputs = module(x)
+            return torch.nn.functional.cross_entropy(self.scale * outputs, y), outputs
+
+    inner, module = Scaled(), bundle.module()
+    calls: list[int] = []
+    train(module, data, bundle.preprocessing, QUICK, loss=WithTerm(inner, lambda: calls.append(1)))
+    assert float(inner.scale.detach()) != 2.0
+    assert len(calls) == 2 * -(-len(data.train) // QUICK.batch_size)
+    assert set(module.state_dict()) == set(bundle.module().state_dict())
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_remedy() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
+from edgekit.compress.distill.settings import Distillation, distillation
 from edgekit.compress.layers import own_weights
 from edgekit.compress.quantize.codebook.coding import entropy_bits, fixed_bits, put_codes
 from edgekit.compress.rewrite import finish, fold_batch_norm, remove_dropout
@@ -29,6 +30,8 @@ class PowersOfTwo(Step):
         portions: Share of the weights that is fixed after each phase; the last is 1.
         epochs: Epochs of training after each phase but the last; 0 for none.
         learning_rate: Peak learning rate of that training.
+        distill: Share of the soft targets of the network as it was before in the loss, 0 to 1, the rest being
+            cross-entropy; or the settings of the step ``distill``: ``distill=[teacher=big,method=decoupled]``.
         keep: Name patterns of layers that keep their weights.
     """
 
@@ -41,6 +44,7 @@ class PowersOfTwo(Step):
     portions: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0)
     epochs: int = 2
     learning_rate: float = 0.005
+    distill: Distillation | float = 0.0
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -51,6 +55,7 @@ class PowersOfTwo(Step):
             raise ValueError(f"portions rise to 1, for example [0.5,0.75,1], not {list(self.portions)}")
         if self.epochs < 0:
             raise ValueError(f"epochs can't be {self.epochs}")
+        distillation(self.distill)
 
     def requires(self, bundle: Bundle) -> None:
         needs_float_weights(self, bundle)
@@ -97,6 +102,7 @@ class PowersOfTwo(Step):
         self, module: GraphModule, fixed: dict[str, torch.Tensor], bundle: Bundle, context: Context, phase: int
     ) -> dict[str, Any]:
         """Trains what is not fixed, in place (algorithm 1)."""
+        from edgekit.compress.distill.loss import distillation_loss
         from edgekit.training import TrainingSettings, train
 
         masked = duplicate(module)
@@ -114,6 +120,7 @@ class PowersOfTwo(Step):
         folder = context.checkpoints / f"phase-{phase}" if context.checkpoints is not None else None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+        loss = distillation_loss(self.distill, masked, bundle, seed=context.seed)
         result = train(
             masked,
             context.dataset(self.name),
@@ -123,12 +130,14 @@ class PowersOfTwo(Step):
             checkpoint=folder,
             progress=replace(context).progress,
             device=context.device,
+            loss=loss,
         )
         trained = dict(masked.named_parameters())
         for name, parameter in module.named_parameters():
             moved = trained[name].detach()
             parameter.data = torch.where(fixed[name], parameter.data, moved) if name in fixed else moved.clone()
-        return {"validation_top1": result.last_validation_top1, "history": result.history}
+        told = {"distill": loss.report} if loss is not None else {}
+        return {"validation_top1": result.last_validation_top1, "history": result.history, **told}
 
 
 def powers(weight: torch.Tensor, bits: int) -> torch.Tensor:

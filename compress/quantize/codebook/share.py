@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from edgekit.bundle import Bundle
+from edgekit.compress.distill.settings import Distillation, distillation
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.layers import own_weights
 from edgekit.compress.quantize.codebook.coding import MOST_ENTRIES, entropy_bits, fixed_bits, put_codes
@@ -30,6 +31,8 @@ class ShareWeights(Step):
         clusters: Values that each layer keeps, 2 to 256.
         epochs: Epochs in which the centroids (and biases) are trained; 0 for none.
         learning_rate: Of that training, by Adam; a centroid moves by at most this in one step.
+        distill: Share of the soft targets of the network as it was before in the loss, 0 to 1, the rest being
+            cross-entropy; or the settings of the step ``distill``: ``distill=[teacher=big,method=decoupled]``.
         keep: Name patterns of layers that keep all their values.
     """
 
@@ -41,6 +44,7 @@ class ShareWeights(Step):
     clusters: int = 32
     epochs: int = 1
     learning_rate: float = 1e-4
+    distill: Distillation | float = 0.0
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -48,6 +52,7 @@ class ShareWeights(Step):
             raise ValueError(f"clusters must be 2 to {MOST_ENTRIES}, not {self.clusters}")
         if self.epochs < 0:
             raise ValueError(f"epochs can't be {self.epochs}")
+        distillation(self.distill)
 
     def requires(self, bundle: Bundle) -> None:
         needs_float_weights(self, bundle)
@@ -79,9 +84,10 @@ class ShareWeights(Step):
         result = bundle.with_module(module)
         if self.epochs and context.data is not None:
             training = Finetune(
-                epochs=self.epochs, learning_rate=self.learning_rate, optimizer="adam", weight_decay=0.0
-            )
-            result, report["finetune"] = training.apply(result, context)
+                epochs=self.epochs, learning_rate=self.learning_rate, optimizer="adam", weight_decay=0.0,
+                distill=self.distill,
+            )  # fmt: skip
+            result, report["finetune"] = training.train(result, context, teacher=bundle)
         return result, report
 
     def ensures(self, before: Bundle, after: Bundle) -> None:
