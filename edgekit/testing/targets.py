@@ -9,8 +9,9 @@ import pytest
 
 from edgekit.errors import ExecutionError, RuntimeUnavailableError, WorkerCrashError, WorkerTimeoutError
 from edgekit.runtimes.runtime import Options
-from edgekit.runtimes.targets.target import Link, Target
-from edgekit.testing.fakes import RUNTIME, write_fake
+from edgekit.runtimes.targets.link import Link
+from edgekit.runtimes.targets.target import Target
+from edgekit.testing.fakes import MISSING, RUNTIME, write_fake
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
@@ -87,5 +88,5 @@ class TargetConformance:
     def test_a_missing_library_is_told_with_its_remedy(self, target: Target, tmp_path: Path) -> None:
         path = write_fake(tmp_path / "a.fake")
         with target.worker() as worker, pytest.raises(RuntimeUnavailableError, match="no_such_library") as caught:
-            worker.open(path, "edgekit.testing.fakes:MissingRuntime", Options())
+            worker.open(path, MISSING, Options())
         assert caught.value.remedy == "pip install no-such-library"
