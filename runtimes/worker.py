@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import faulthandler
 import gc
 import json
@@ -163,6 +164,10 @@ def serve(requests: TextIO, answers: TextIO) -> None:
             answer = worker.answer(json.loads(line))
         except RunError as error:
             answer = {"error": "failed", "message": str(error)}
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            what = "the target's disk is full" if full else f"{type(error).__name__} on the target"
+            answer = {"error": "failed", "message": f"{what}: {first_line(error)}"}
         except Exception as error:  # the libraries raise what they like
             answer = {"error": "failed", "message": f"{type(error).__name__}: {first_line(error)}"}
         answers.write(json.dumps(answer) + "\n")

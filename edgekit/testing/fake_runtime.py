@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
+import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,8 +28,9 @@ def write_fake(path: Path, **behaviour: Any) -> Path:
     Args:
         path: Where; the name should end in ``.fake``.
         behaviour: ``shape`` of one input, ``scale`` (output = scale × sum of the input), ``latency_ms`` of a run,
-            ``crash`` or ``hang`` with the moment (``open`` or ``invoke``), ``allocate_bytes`` while open, ``prints`` (on
-            stdout), ``not_honoured``, ``metadata``.
+            ``echo`` (output = scale × input), ``crash``, ``hang``, ``exit`` (after some words on stderr, with code 3) or
+            ``killed`` with the moment (``open`` or ``invoke``), ``allocate_bytes`` while open, ``prints`` (on stdout),
+            ``binary_sha256`` (of the ``.bin`` beside it, checked when it is opened), ``not_honoured``, ``metadata``.
     """
     path.write_text(json.dumps(behaviour), encoding="utf-8")
     return path
@@ -46,6 +51,10 @@ class FakeRuntime(Runtime):
             behaviour = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{path} is no fake file: {error}") from error
+        if behaviour.get("binary_sha256"):
+            binary = Path(path).with_suffix(".bin").read_bytes()
+            if hashlib.sha256(binary).hexdigest() != behaviour["binary_sha256"]:
+                raise RunError(f"{path}: its .bin of {len(binary)} bytes is another one")
         return FakeSession(behaviour, options)
 
 
@@ -65,6 +74,11 @@ class FakeSession(Session):
             ctypes.string_at(0)  # a real segmentation fault
         if self._behaviour.get("hang") == moment:
             time.sleep(3600)
+        if self._behaviour.get("exit") == moment:
+            print("the board is on fire", file=sys.stderr, flush=True)
+            os._exit(3)
+        if self._behaviour.get("killed") == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def metadata(self) -> dict[str, Any]:
         return dict(self._behaviour.get("metadata", {}))
@@ -85,6 +99,9 @@ class FakeSession(Session):
         until = time.perf_counter() + self._behaviour.get("latency_ms", 0.0) / 1000
         while time.perf_counter() < until:  # sleeping is too coarse below a millisecond
             pass
+        if self._behaviour.get("echo"):
+            self._y = self._x * np.float32(self._behaviour.get("scale", 1.0))
+            return
         self._y = self._x.reshape(len(self._x), -1).sum(1, keepdims=True) * np.float32(
             self._behaviour.get("scale", 1.0)
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,8 @@ class EmulatedTarget(Target):
     times_are_real: ClassVar[bool] = False
     counts_instructions: ClassVar[bool] = True
     batch_size: ClassVar[int] = 16
+    summary: ClassVar[str] = "an ARM CPU under qemu: accuracy of the aarch64 runtimes, and counted instructions"
+    example: ClassVar[str] = "emulated:cortex-a76"
 
     def __init__(self, cpu: str) -> None:
         self._cpu = emulated_root.checked_cpu(cpu)
@@ -41,6 +44,15 @@ class EmulatedTarget(Target):
     @classmethod
     def at(cls, place: str) -> Target:
         return cls(place)
+
+    @classmethod
+    def lacking(cls) -> tuple[str, str]:
+        missing = emulated_root.missing()
+        return ("not set up: " + ", ".join(missing), "edgekit target setup emulated") if missing else ("", "")
+
+    @classmethod
+    def setup(cls, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+        return emulated_root.setup(progress)
 
     def describe(self) -> dict[str, Any]:
         if not self._facts:

@@ -146,7 +146,7 @@ def root() -> Root:
     lacking = missing()
     if lacking:
         raise TargetError(
-            f"the emulated target is not set up: {', '.join(lacking)} missing in {folder}",
+            f"the emulated target is not set up: {folder} lacks {', '.join(lacking)}",
             "Run: edgekit target setup emulated  (apt-get, dpkg-deb, pip and the network; 400 MB; no root rights)",
         )
     python, qemu = _python(folder), _qemu(folder)

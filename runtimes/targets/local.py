@@ -18,6 +18,8 @@ class LocalTarget(Target):
 
     name = "local"
     has_edgekit: ClassVar[bool] = True
+    summary: ClassVar[str] = "this machine"
+    example: ClassVar[str] = "local"
 
     def describe(self) -> dict[str, Any]:
         return {"target": self.name, **machine_facts()}

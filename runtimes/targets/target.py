@@ -7,7 +7,7 @@ import contextlib
 import importlib
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -42,6 +42,25 @@ class Target(abc.ABC):
     """Whether the whole of edgekit is there, torch with it."""
     batch_size: ClassVar[int] = 128
     """Inputs that are sent at a time when a data set is run."""
+    summary: ClassVar[str]
+    """What it is, in a line."""
+    example: ClassVar[str]
+    """A name of such a target."""
+
+    @classmethod
+    def lacking(cls) -> tuple[str, str]:
+        """What this machine lacks for such targets, and what to do; both empty when nothing is."""
+        return "", ""
+
+    @classmethod
+    def setup(cls, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+        """Makes what such targets need on this machine: ``folder``, ``size_bytes``, ``versions``.
+
+        Raises:
+            UsageError: If they need nothing.
+            TargetError: If it can't be made.
+        """
+        raise UsageError(f"{cls.name} needs no set-up", f"Look at it: edgekit target check {cls.example}")
 
     @classmethod
     def at(cls, place: str) -> Target:
@@ -85,6 +104,19 @@ class Target(abc.ABC):
         """Lets go of the machine."""
 
 
+def target_kind(kind: str) -> type[Target]:
+    """The class of a kind of target.
+
+    Raises:
+        UnknownNameError: If there is none.
+    """
+    if kind not in TARGETS:
+        raise UnknownNameError("target", kind, TARGETS)
+    module, _, attribute = TARGETS[kind].partition(":")
+    found: type[Target] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
 def target_for(name: str) -> Target:
     """The target of a name: ``local``, or ``KIND:PLACE``.
 
@@ -93,8 +125,4 @@ def target_for(name: str) -> Target:
         UsageError: If the place can't be.
     """
     kind, _, place = name.partition(":")
-    if kind not in TARGETS:
-        raise UnknownNameError("target", kind, TARGETS)
-    module, _, attribute = TARGETS[kind].partition(":")
-    made: Target = getattr(importlib.import_module(module), attribute).at(place)
-    return made
+    return target_kind(kind).at(place)
