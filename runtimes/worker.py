@@ -174,9 +174,20 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         answers.flush()
 
 
-def main() -> None:
-    """Serves stdin and stdout; keeps stdout clean of what native code prints."""
+def main(*, supervised: bool = False) -> None:
+    """Serves stdin and stdout; keeps stdout clean of what native code prints.
+
+    Args:
+        supervised: Work in a child process, and end as a shell would tell its end (128 and the signal's number): for
+            connections that hand on an exit code and no signal.
+    """
     _die_with_parent()
+    if supervised:
+        child = os.fork()
+        if child:
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            os._exit(128 - code if code < 0 else code)
+        _die_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     faulthandler.enable()

@@ -52,6 +52,9 @@ class Transfer(abc.ABC):
     def provide(self, runtime: str) -> None:
         """Makes the module of a runtime given as ``package.module:Class`` importable there; it is, by default."""
 
+    def close(self) -> None:
+        """Removes what a worker left there."""
+
     def ended(self, code: int | None) -> tuple[str, str]:
         """How a worker ended that was not asked to, in words, and what may be done.
 
@@ -239,3 +242,4 @@ class Link:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._transfer.close()
