@@ -150,7 +150,7 @@ def bench(
         data: Also run the test split of this data set, or reference, through every file.
         baseline: One of the items, to compare the others with, runtime by runtime; the first of several if None.
         plan: How long to measure.
-        target: Where: ``local``, or ``emulated:cortex-a76`` …
+        target: Where: ``local``, ``emulated:cortex-a76``, ``ssh:pi@board``, ``adb:SERIAL``.
         images: Use so many test images at most.
         progress: Told how far the work has come.
 

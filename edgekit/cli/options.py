@@ -24,7 +24,8 @@ Target = Annotated[
     typer.Option(
         "--target",
         metavar="TARGET",
-        help="Where: local, or emulated:CPU (emulated:cortex-a76, …); see `edgekit target`.",
+        help="Where: local, emulated:CPU (emulated:cortex-a76, …), ssh:[USER@]HOST[:PORT], adb[:SERIAL]; "
+        "`edgekit target list` shows them.",
     ),
 ]
 Weights = Annotated[

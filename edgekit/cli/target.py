@@ -78,7 +78,10 @@ def setup(
 @app.command()
 def check(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="local, or emulated:CPU.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="TARGET", help="local, emulated:CPU, ssh:[USER@]HOST[:PORT], or adb[:SERIAL].", show_default=False
+        ),
     ] = "local",
     as_json: options.AsJson = False,
 ) -> None:
@@ -87,6 +90,11 @@ def check(
     Examples:
 
       edgekit target check emulated:cortex-a72
+
+      edgekit target check ssh:pi@raspberrypi.local
+
+    On a board or phone the worker lies in ~/.cache/edgekit (/data/local/tmp/edgekit), or where EDGEKIT_TARGET_FOLDER says;
+    its Python is venv/bin/python there, else python3, else what EDGEKIT_TARGET_PYTHON names.
     """
     from edgekit.cli import render
     from edgekit.runtimes.targets.check import check as look

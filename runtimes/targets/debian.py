@@ -124,7 +124,9 @@ def host_program(folder: Path, program: str) -> list[str]:
     Its own loader is named, so it fits a host with older or other libraries, and no variable reaches its children.
     """
     machine = platform.machine()
-    libraries = ":".join(str(folder / part / f"{machine}-linux-gnu") for part in ("lib", "usr/lib"))
+    places = [folder / part / f"{machine}-linux-gnu" for part in ("lib", "usr/lib")]
+    # Android's tools keep theirs in a folder beside.
+    libraries = ":".join(map(str, (*places, places[1] / "android")))
     return [str(folder / _LOADERS[machine]), "--library-path", libraries, str(folder / program)]
 
 

@@ -70,6 +70,9 @@ class EmulatedTarget(Target):
         added.mkdir()
         modules = (kit.kept(kit.worker_files(), root.folder / "kits"), added)
         environment = {**root.environment(modules), "TMPDIR": tempfile.gettempdir()}
+        if counting:
+            # The counters are the process's: a pool that spins while it waits would be counted, more of it under load.
+            environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         watch = f"{instructions.plugin()},output={folder / COUNTS},mark={MARK}" if counting else ""
         words = root.command(self._cpu, ["-P", "-m", "edgekit.runtimes.worker"], watch)
         with log.open("wb") as stderr:

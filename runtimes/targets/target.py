@@ -21,6 +21,7 @@ from edgekit.runtimes.targets.link import Link, Transfer
 TARGETS: Mapping[str, str] = {
     "local": "edgekit.runtimes.targets.local:LocalTarget",
     "ssh": "edgekit.runtimes.targets.ssh:SshTarget",
+    "adb": "edgekit.runtimes.targets.adb:AdbTarget",
     "emulated": "edgekit.runtimes.targets.emulated:EmulatedTarget",
 }
 """Every kind of target by its name, with the place of its class: imported only when it is used."""
