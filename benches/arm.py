@@ -69,7 +69,7 @@ def cell(path: Path, target: Target, x: np.ndarray) -> dict[str, Any]:
         if found.error:
             return {"runtime": name, "error": found.error}
         runs += found.instructions
-    counts = instructions.median(runs)
+    counts = instructions.mean(runs)
     return {
         "runtime": name,
         "size_bytes": found.size_bytes,

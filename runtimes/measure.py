@@ -119,7 +119,7 @@ class Measurement:
     @property
     def total_instructions(self) -> int:
         """Of one inference, all classes; 0 where none were counted."""
-        return instructions.total(instructions.median(self.instructions)) if self.instructions else 0
+        return instructions.total(instructions.mean(self.instructions)) if self.instructions else 0
 
     def percentile(self, q: float) -> float:
         """A percentile of the steady samples in ms; every round weighs alike."""
@@ -148,7 +148,7 @@ class Measurement:
             }
         if self.instructions:
             value |= {
-                "instructions": {"total": self.total_instructions, **instructions.median(self.instructions)},
+                "instructions": {"total": self.total_instructions, **instructions.mean(self.instructions)},
                 "instructions_spread": instructions.spread(self.instructions),
                 "facts": self.facts,
             }

@@ -168,7 +168,7 @@ def _instructions(measured: Measurement) -> list[str]:
 
     if not measured.instructions:
         return [""] * 6
-    found = instructions.median(measured.instructions)
+    found = instructions.mean(measured.instructions)
     shown = ("memory", "float", "neon_float", "neon_integer", "dot_product")
     return [render.count(number) for number in (measured.total_instructions, *(found[name] for name in shown))]
 

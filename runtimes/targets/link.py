@@ -21,7 +21,7 @@ from edgekit.runtimes.runtime import RUNTIMES, Options
 
 START_TIMEOUT_S = 120.0
 RUN_TIMEOUT_S = 600.0
-COUNTED_RUNS = 5
+COUNTED_RUNS = 6
 COUNTS = "instructions.jsonl"
 """The file of the exchange folder that a counting target writes: a line for each region."""
 # No kernel has this system call: it marks a region for whoever looks on.
