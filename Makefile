@@ -6,17 +6,21 @@ STAMP := $(VENV)/.installed
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: demo test test-realdata lint format types wheel clean
+.PHONY: demo test test-realdata test-targets lint format types wheel clean
 
 demo: $(STAMP)
 	$(BIN)/edgekit demo
 
 test: $(STAMP)
-	$(PYTEST) -m "not realdata"
+	$(PYTEST) -m "not realdata and not targets"
 
 # Needs the real models and data sets: EDGEKIT_REALDATA, or ../shared/data.
 test-realdata: $(STAMP)
 	$(PYTEST) -m realdata
+
+# Needs apt-get and the network the first time: what is fetched stays in EDGEKIT_CACHE, or ~/.cache/edgekit.
+test-targets: $(STAMP)
+	$(PYTEST) -m targets
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ def main(root: Path, wheel: Path) -> int:
         f"{place}/{file.relative_to(root / room).as_posix()}"
         for room, place in ROOMS.items()
         for file in (root / room).rglob("*")
-        if file.suffix in (".py", ".safetensors", ".typed") and "__pycache__" not in file.parts
+        if file.suffix in (".py", ".c", ".safetensors", ".typed") and "__pycache__" not in file.parts
     }
     missing = sorted(wanted - held)
     for name in missing:

@@ -35,6 +35,7 @@ class Row:
         accuracy: On the test split; None without data.
         comparison: With the baseline; None for the baseline itself, or without one.
         macs_ratio: MACs over the baseline's; no speed-up by itself.
+        instructions_ratio: Instructions over the baseline's, where the target counts them.
         accuracy_difference: Points of top-1 over the baseline, and their standard error (paired).
         notes: What should be known of it, the options that were not honoured first.
     """
@@ -46,6 +47,7 @@ class Row:
     accuracy: Evaluation | None = None
     comparison: Comparison | None = None
     macs_ratio: float | None = None
+    instructions_ratio: float | None = None
     accuracy_difference: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
 
@@ -59,6 +61,7 @@ class Row:
             "accuracy": self.accuracy.to_dict() if self.accuracy else None,
             "comparison": asdict(self.comparison) if self.comparison else None,
             "macs_ratio": self.macs_ratio,
+            "instructions_ratio": self.instructions_ratio,
             "accuracy_difference": self.accuracy_difference,
             "notes": list(self.notes),
         }
@@ -147,7 +150,7 @@ def bench(
         data: Also run the test split of this data set, or reference, through every file.
         baseline: One of the items, to compare the others with, runtime by runtime; the first of several if None.
         plan: How long to measure.
-        target: Where.
+        target: Where: ``local``, ``emulated:cortex-a76``, ``ssh:pi@board``, ``adb:SERIAL``.
         images: Use so many test images at most.
         progress: Told how far the work has come.
 
@@ -166,9 +169,12 @@ def bench(
     paths = [_path_of(item) for item in listed]
     plan = plan or Plan()
     dataset = load_data(data) if isinstance(data, str) else data
-    candidates = _candidates(paths, runtimes, threads)
+    opened = target_for(target)
+    if opened.counts_instructions and tuple(threads) != (1,):
+        raise UsageError(f"{target} counts the instructions of one thread, not of {threads}", "Leave --threads out.")
+    candidates = _candidates(paths, runtimes, threads, opened)
     reference = _baseline_index(paths, baseline)
-    with target_for(target) as place:
+    with opened as place:
         machine = place.describe()
         for candidate in candidates:
             _probe(candidate, place, dataset, plan.batch)
@@ -211,7 +217,9 @@ def _path_of(item: str | Path | Bundle) -> Path:
     return path
 
 
-def _candidates(paths: Sequence[Path], runtimes: Sequence[str], threads: Sequence[int]) -> list[_Candidate]:
+def _candidates(
+    paths: Sequence[Path], runtimes: Sequence[str], threads: Sequence[int], target: Target
+) -> list[_Candidate]:
     from edgekit.export.run import exported_files
 
     for wanted in runtimes:
@@ -229,7 +237,9 @@ def _candidates(paths: Sequence[Path], runtimes: Sequence[str], threads: Sequenc
             name = runtime_of_file(str(file))
             if name is None:
                 raise UsageError(f"no runtime runs {file}", f"Files end in {', '.join(SUFFIXES)}.")
-            if runtimes and name not in runtimes:
+            # A bundle's own program runs in torch, with all of edgekit: boards and phones run its exports.
+            wanted = name in runtimes if runtimes else name != "torch" or target.has_edgekit
+            if not wanted:
                 continue
             home = path if path.is_dir() else _home_of(path)
             # A file that the user named is shown as named; one of a bundle with the bundle's name before it.
@@ -382,12 +392,17 @@ def _compared(rows: list[Row], candidates: Sequence[_Candidate], reference: int 
         compared.append(
             replace(
                 row,
-                comparison=compare(row.measurement, base.measurement, seed),
+                comparison=compare(row.measurement, base.measurement, seed) if row.measurement.rounds_ms else None,
+                instructions_ratio=_ratio(row.measurement.total_instructions, base.measurement.total_instructions),
                 macs_ratio=row.macs / base.macs if row.macs and base.macs else None,
                 accuracy_difference=difference,
             )
         )
     return compared
+
+
+def _ratio(value: int, base: int) -> float | None:
+    return value / base if value and base else None
 
 
 def _base_of(row: Row, rows: Sequence[Row], candidates: Sequence[_Candidate], reference: int) -> Row | None:
@@ -408,7 +423,9 @@ def _base_of(row: Row, rows: Sequence[Row], candidates: Sequence[_Candidate], re
 
 def _warnings(before: dict[str, Any], after: dict[str, Any], target: Target, threads: Sequence[int]) -> list[str]:
     found = []
-    if not target.times_are_real:
+    if target.counts_instructions:
+        found.append("emulated: instructions of one inference were counted, and no time was taken")
+    elif not target.times_are_real:
         found.append("these times were emulated: they are no latencies")
     cores = before.get("cores") or 0
     if cores and max(threads) > cores:

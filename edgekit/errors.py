@@ -14,7 +14,8 @@
     └── ExecutionError              a file that could not be run
         ├── RuntimeUnavailableError     the runtime is not usable here, with the reason
         ├── WorkerCrashError        the native library died; the command lives on
-        └── WorkerTimeoutError      the worker gave no answer in time
+        ├── WorkerTimeoutError      the worker gave no answer in time
+        └── TargetError             the machine to run on is not set up or can't be reached
 
 A message says what happened, with values and limits; ``remedy`` says what to do next. The command
 line prints both and no traceback.
@@ -122,3 +123,7 @@ class WorkerCrashError(ExecutionError):
 
 class WorkerTimeoutError(ExecutionError):
     """The worker process gave no answer in time."""
+
+
+class TargetError(ExecutionError):
+    """The machine to run on is not set up, can't be reached, or was lost."""

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from edgekit.data.dataset import Split
     from edgekit.data.preprocessing import Preprocessing
 
-BATCH_SIZE = 128
-
 
 def evaluate_file(
     path: Path,
@@ -51,7 +49,7 @@ def evaluate_file(
     outputs, labels = [], []
     with target.worker() as worker:
         worker.open(path, runtime, Options(threads=threads))
-        for x, y in split.batches(preprocessing, BATCH_SIZE, limit=limit):
+        for x, y in split.batches(preprocessing, target.batch_size, limit=limit):
             outputs.append(worker.run(x)[0])
             labels.append(y)
             progress(sum(map(len, labels)), count, f"running {path.name} in {runtime}")

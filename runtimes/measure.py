@@ -20,6 +20,7 @@ import numpy as np
 from edgekit.errors import ExecutionError, RuntimeUnavailableError
 from edgekit.files import sha256_file, size_on_disk
 from edgekit.runtimes.runtime import Options
+from edgekit.runtimes.targets import instructions
 from edgekit.runtimes.targets.target import Target
 
 PERCENTILES = (50, 90, 99)
@@ -92,6 +93,8 @@ class Measurement:
         rounds_ms: Raw steady samples, a list for each round, in milliseconds for one inference of ``batch`` inputs.
         peak_memory_bytes: Largest growth of resident memory by loading and running the file, over the rounds.
         process_memory_bytes: Largest resident memory of the whole process, its libraries included.
+        instructions: Of one inference by class, for each inference that was counted; where the target counts them, there
+            are no times.
         facts: What the runtime really used; ``not_honoured`` lists what was asked for and not done.
         error: Why there is no measurement; empty when there is one.
     """
@@ -104,6 +107,7 @@ class Measurement:
     rounds_ms: tuple[tuple[float, ...], ...] = ()
     peak_memory_bytes: int | None = None
     process_memory_bytes: int | None = None
+    instructions: tuple[dict[str, int], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     error: str = ""
 
@@ -111,6 +115,11 @@ class Measurement:
     def samples_ms(self) -> np.ndarray:
         """All steady samples."""
         return np.concatenate([np.asarray(r) for r in self.rounds_ms]) if self.rounds_ms else np.zeros(0)
+
+    @property
+    def total_instructions(self) -> int:
+        """Of one inference, all classes; 0 where none were counted."""
+        return instructions.total(instructions.mean(self.instructions)) if self.instructions else 0
 
     def percentile(self, q: float) -> float:
         """A percentile of the steady samples in ms; every round weighs alike."""
@@ -137,6 +146,14 @@ class Measurement:
                 "process_memory_bytes": self.process_memory_bytes,
                 "facts": self.facts,
             }
+        if self.instructions:
+            value |= {
+                "instructions": {"total": self.total_instructions, **instructions.mean(self.instructions)},
+                "instructions_spread": instructions.spread(self.instructions),
+                "facts": self.facts,
+            }
+            if raw:
+                value["raw"] = {"instructions": list(self.instructions)}
         if raw and self.rounds_ms:
             value["raw"] = {
                 "rounds_ms": [[round(ms, 5) for ms in one] for one in self.rounds_ms],
@@ -179,7 +196,7 @@ def measure(
     Args:
         cells: What to measure.
         inputs: For each cell a real input, float32, shape (batch, …) in the bundle's layout.
-        target: Where.
+        target: Where. One that counts instructions does that instead, in one process for each cell.
         plan: How long.
         progress: Told how far it has come.
 
@@ -189,12 +206,14 @@ def measure(
     """
     records = [_Record() for _ in cells]
     order = random.Random(plan.seed)
-    done, total = 0, plan.rounds * len(cells)
-    for _ in range(plan.rounds):
+    rounds = 1 if target.counts_instructions else plan.rounds
+    once = _count_once if target.counts_instructions else _measure_once
+    done, total = 0, rounds * len(cells)
+    for _ in range(rounds):
         for index in order.sample(range(len(cells)), len(cells)):
             cell, record = cells[index], records[index]
             if not record.error:
-                _measure_once(cell, inputs[index], target, plan, record)
+                once(cell, inputs[index], target, plan, record)
             done += 1
             progress(done, total, f"measuring: {cell.label} in {cell.runtime}")
     return [record.finish(cell) for record, cell in zip(records, cells, strict=True)]
@@ -207,6 +226,7 @@ class _Record:
     rounds_ms: list[tuple[float, ...]] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
     process: list[int] = field(default_factory=list)
+    instructions: list[dict[str, int]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     error: str = ""
 
@@ -222,6 +242,7 @@ class _Record:
             rounds_ms=() if self.error else tuple(self.rounds_ms),
             peak_memory_bytes=max(self.peaks) if self.peaks else None,
             process_memory_bytes=max(self.process) if self.process else None,
+            instructions=() if self.error else tuple(self.instructions),
             facts=self.facts,
             error=self.error,
         )
@@ -251,6 +272,17 @@ def _measure_once(cell: Cell, x: np.ndarray, target: Target, plan: Plan, record:
     record.peaks.append(memory["peak_bytes"] - memory["before_bytes"])
     record.process.append(memory["peak_bytes"])
     record.facts = timed["facts"]
+
+
+def _count_once(cell: Cell, x: np.ndarray, target: Target, plan: Plan, record: _Record) -> None:
+    try:
+        with target.worker(counting=True) as worker:
+            worker.open(cell.path, cell.runtime, Options(threads=cell.threads, extra=cell.extra))
+            record.facts, counted = worker.count(x)
+    except ExecutionError as error:
+        record.error = str(error).replace("\n", " ")
+        return
+    record.instructions += counted
 
 
 def files_of(path: Path) -> list[Path]:

@@ -22,3 +22,16 @@ def realdata() -> Path:
     if not (folder / "sets").is_dir():
         pytest.skip(f"real data not found at {folder}; set EDGEKIT_REALDATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def emulated_root() -> None:
+    """The emulated root, made in the cache folder where it is not yet; skipped, in so many words, where it can't be."""
+    from edgekit.errors import TargetError
+    from edgekit.runtimes.targets import emulated_root as root
+
+    try:
+        if root.missing():
+            root.setup(lambda done, total, text: None)
+    except TargetError as error:
+        pytest.skip(f"no emulated root: {error.what}")

@@ -12,6 +12,7 @@ from edgekit.errors import UsageError
 
 if TYPE_CHECKING:
     from edgekit.benchmark import BenchResult, Row
+    from edgekit.runtimes.measure import Measurement
 
 
 def bench(
@@ -29,6 +30,7 @@ def bench(
         list[int] | None,
         typer.Option("--threads", min=1, help="Threads of the runtime; repeat for several.", show_default="1"),
     ] = None,
+    target: options.Target = "local",
     data: options.Data = None,
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Test images for the accuracy, at most.", show_default="all")
@@ -63,8 +65,11 @@ def bench(
 
       edgekit bench a/exports/model.tflite b/exports/model.int8.tflite --json > bench.json
 
+      edgekit bench small --target emulated:cortex-a76 --data digits
+
     Every round is a fresh process, and the rounds of all files are interleaved. A ratio below 1 is faster than the
     baseline; the interval is a 95 % bootstrap over rounds. MACs × is what arithmetic would promise, time × what it took.
+    An emulated target counts instructions by class instead: what it takes is no latency.
     """
     from edgekit.cli import render
 
@@ -82,7 +87,7 @@ def bench(
     with render.progress_bar() as progress:
         result = run(
             items, runtimes=runtime or (), threads=tuple(threads or (1,)), data=data, baseline=baseline, plan=plan,
-            images=images, progress=progress,
+            images=images, target=target, progress=progress,
         )  # fmt: skip
     if as_json:
         render.print_json(result.to_dict())
@@ -98,16 +103,19 @@ def show(result: BenchResult) -> None:
 
     rows = [_cells(row) for row in result.rows if not row.measurement.error]
     columns = ("model", "runtime", "precision", "threads", "size", "load ms", "first ms", "p50 ms", "p90 ms", "p99 ms",
-               "peak memory", "top-1", "MACs ×", "time × [95 %]", "verdict")  # fmt: skip
+               "instructions", "memory", "float", "NEON float", "NEON integer", "dot product", "peak memory", "top-1", "MACs ×",
+               "instructions ×", "time × [95 %]", "verdict")  # fmt: skip
     # A column that is empty everywhere (no data, no baseline) is left out.
     keep = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     render.table("", [columns[i] for i in keep], [[row[i] for i in keep] for row in rows], left=min(3, len(keep)))
     for row in result.failed:
         render.stdout.print(f"[red]failed[/red] {row.measurement.cell.label}: {row.measurement.error}", soft_wrap=True)
     target, plan = result.target, result.plan
+    how = f"{target['cores']} cores; {plan.rounds} rounds of at least {plan.runs} runs and {plan.seconds:g} s"
+    if "emulated_on" in target:
+        how = f"emulated on {target['emulated_on']}; instructions of one inference, one thread"
     render.stdout.print(
-        f"{target['cpu']}, {target['cores']} cores; {plan.rounds} rounds of at least {plan.runs} runs and {plan.seconds:g} s, "
-        f"batch {plan.batch}",
+        f"{target['cpu']}, {how}, batch {plan.batch}",
         soft_wrap=True,
         style="dim",
     )
@@ -134,14 +142,35 @@ def _cells(row: Row) -> list[str]:
         row.precision,
         str(measured.cell.threads),
         render.kib(measured.size_bytes),
-        *(render.milliseconds(ms) for ms in (_median(measured.load_ms), _median(measured.first_run_ms))),
-        *(render.milliseconds(measured.percentile(q)) for q in (50, 90, 99)),
+        *_times(measured),
+        *_instructions(measured),
         render.kib(memory) if memory is not None else "",
         f"{row.accuracy.top1:.2f} %" if row.accuracy else "",
         f"{row.macs_ratio:.2f}" if row.macs_ratio is not None else "",
+        f"{row.instructions_ratio:.2f}" if row.instructions_ratio is not None else "",
         f"{compared.ratio:.2f} [{compared.low:.2f}, {compared.high:.2f}]" if compared else "",
         compared.verdict if compared else "",
     ]
+
+
+def _times(measured: Measurement) -> list[str]:
+    from edgekit.cli import render
+
+    if not measured.rounds_ms:
+        return [""] * 5
+    times = [_median(measured.load_ms), _median(measured.first_run_ms), *map(measured.percentile, (50, 90, 99))]
+    return [render.milliseconds(ms) for ms in times]
+
+
+def _instructions(measured: Measurement) -> list[str]:
+    from edgekit.cli import render
+    from edgekit.runtimes.targets import instructions
+
+    if not measured.instructions:
+        return [""] * 6
+    found = instructions.mean(measured.instructions)
+    shown = ("memory", "float", "neon_float", "neon_integer", "dot_product")
+    return [render.count(number) for number in (measured.total_instructions, *(found[name] for name in shown))]
 
 
 def _median(values: tuple[float, ...]) -> float:

@@ -19,6 +19,15 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"The network: {_MOD
 Data = Annotated[str | None, typer.Option("--data", metavar="DATA", help=f"The data set: {_DATA}.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar="TARGET",
+        help="Where: local, emulated:CPU (emulated:cortex-a76, …), ssh:[USER@]HOST[:PORT], adb[:SERIAL]; "
+        "`edgekit target list` shows them.",
+    ),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(

@@ -2,108 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import json
-import time
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
-from edgekit.runtimes.runtime import Options, RunError, Runtime, Session, TensorSpec
 from edgekit.runtimes.targets.local import LocalTarget
+from edgekit.testing.fake_runtime import MISSING, RUNTIME, FakeRuntime, FakeSession, MissingRuntime, write_fake
 
-RUNTIME = "edgekit.testing.fakes:FakeRuntime"
-"""The fake's name: a runtime may be given as ``module:Class``."""
-
-
-def write_fake(path: Path, **behaviour: Any) -> Path:
-    """Writes a file for the fake runtime.
-
-    Args:
-        path: Where; the name should end in ``.fake``.
-        behaviour: ``shape`` of one input, ``scale`` (output = scale × sum of the input), ``latency_ms`` of a run,
-            ``crash`` or ``hang`` with the moment (``open`` or ``invoke``), ``allocate_bytes`` while open, ``prints`` (on
-            stdout), ``not_honoured``, ``metadata``.
-    """
-    path.write_text(json.dumps(behaviour), encoding="utf-8")
-    return path
-
-
-class FakeRuntime(Runtime):
-    """Runs ``.fake``: JSON that says how to behave."""
-
-    name: ClassVar[str] = RUNTIME
-    suffix: ClassVar[str] = ".fake"
-    install: ClassVar[str] = "nothing to install"
-
-    def version(self) -> str:
-        return "1"
-
-    def open(self, path: str, options: Options) -> Session:
-        try:
-            behaviour = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} is no fake file: {error}") from error
-        return FakeSession(behaviour, options)
-
-
-class FakeSession(Session):
-    """Sums its input, with the latency and the accidents that the file asks for."""
-
-    def __init__(self, behaviour: dict[str, Any], options: Options) -> None:
-        self._behaviour, self._options = behaviour, options
-        if behaviour.get("prints"):
-            print(behaviour["prints"], flush=True)
-        self._memory = np.ones(behaviour.get("allocate_bytes", 0), np.uint8)
-        self._accident("open")
-        self._x = self._y = np.zeros((0, 1), np.float32)
-
-    def _accident(self, moment: str) -> None:
-        if self._behaviour.get("crash") == moment:
-            ctypes.string_at(0)  # a real segmentation fault
-        if self._behaviour.get("hang") == moment:
-            time.sleep(3600)
-
-    def metadata(self) -> dict[str, Any]:
-        return dict(self._behaviour.get("metadata", {}))
-
-    def inputs(self) -> list[TensorSpec]:
-        return [TensorSpec("input", (-1, *self._behaviour.get("shape", (4,))), "float32")]
-
-    def outputs(self) -> list[TensorSpec]:
-        return [TensorSpec("output", (-1, 1), "float32")]
-
-    def prepare(self, x: np.ndarray) -> None:
-        if x.shape[1:] != tuple(self._behaviour.get("shape", (4,))):
-            raise RunError(f"the file takes inputs of shape {self._behaviour.get('shape', (4,))}, not {x.shape[1:]}")
-        self._x = x
-
-    def invoke(self) -> None:
-        self._accident("invoke")
-        until = time.perf_counter() + self._behaviour.get("latency_ms", 0.0) / 1000
-        while time.perf_counter() < until:  # sleeping is too coarse below a millisecond
-            pass
-        self._y = self._x.reshape(len(self._x), -1).sum(1, keepdims=True) * np.float32(
-            self._behaviour.get("scale", 1.0)
-        )
-
-    def results(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        return self._y, {"sum": self._y} if self._options.taps else {}
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "library": "fake",
-            "version": "1",
-            "threads": self._options.threads,
-            "not_honoured": list(self._behaviour.get("not_honoured", ())),
-        }
+__all__ = ["MISSING", "RUNTIME", "FakeRuntime", "FakeSession", "FakeTarget", "MissingRuntime", "write_fake"]
 
 
 class FakeTarget(LocalTarget):
     """Runs workers here and says that its times mean nothing, as an emulator's do."""
 
-    name: ClassVar[str] = "fake"
+    name = "fake"
     times_are_real: ClassVar[bool] = False
 
     def describe(self) -> dict[str, Any]:
@@ -111,12 +21,3 @@ class FakeTarget(LocalTarget):
             **super().describe(), "target": self.name, "cpu": "a fake CPU", "cpu_flags": [], "cores": 4, "load_average": 0.0,
             "governor": "performance", "clock_khz": None,
         }  # fmt: skip
-
-
-class MissingRuntime(FakeRuntime):
-    """A runtime whose library is not installed."""
-
-    install: ClassVar[str] = "pip install no-such-library"
-
-    def version(self) -> str:
-        raise ModuleNotFoundError("No module named 'no_such_library'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 
 from edgekit.errors import ExecutionError, RuntimeUnavailableError, WorkerCrashError, WorkerTimeoutError
 from edgekit.runtimes.runtime import Options
-from edgekit.runtimes.targets.target import Link, Target
-from edgekit.testing.fakes import RUNTIME, write_fake
+from edgekit.runtimes.targets.link import Link
+from edgekit.runtimes.targets.target import Target
+from edgekit.testing.fakes import MISSING, RUNTIME, write_fake
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
@@ -66,6 +68,37 @@ class TargetConformance:
         with target.worker() as worker, pytest.raises(WorkerCrashError, match=r"crash\.fake was killed by SIGSEGV"):
             open_and_run(worker)
 
+    def test_an_exit_is_an_error_with_its_code_and_last_words(self, target: Target, tmp_path: Path) -> None:
+        path = write_fake(tmp_path / "exit.fake", exit="open")
+        words = r"exit\.fake ended with exit code 3; its last words: the board is on fire"
+        with target.worker() as worker, pytest.raises(WorkerCrashError, match=words):
+            worker.open(path, RUNTIME, Options())
+
+    def test_a_killed_worker_is_an_error_and_the_next_one_works(self, target: Target, tmp_path: Path) -> None:
+        killed, fine = (
+            write_fake(tmp_path / "killed.fake", killed="invoke"),
+            write_fake(tmp_path / "fine.fake"),
+        )
+        with target.worker() as worker:
+            worker.open(killed, RUNTIME, Options())
+            with pytest.raises(WorkerCrashError, match=r"killed\.fake was killed by SIGKILL") as caught:
+                worker.run(X)
+        assert "memory" in caught.value.remedy
+        with target.worker() as worker:
+            worker.open(fine, RUNTIME, Options())
+            np.testing.assert_array_equal(worker.run(X)[0], X.sum(1, keepdims=True))
+
+    def test_100_mb_go_there_and_come_back_whole(self, target: Target, tmp_path: Path) -> None:
+        binary = np.random.default_rng(0).bytes(100_000_000)
+        (tmp_path / "large.bin").write_bytes(binary)
+        path = write_fake(
+            tmp_path / "large.fake", shape=[25_000_000], echo=True, binary_sha256=hashlib.sha256(binary).hexdigest()
+        )
+        x = np.frombuffer(binary, np.uint32).astype(np.float32)[None]
+        with target.worker() as worker:
+            worker.open(path, RUNTIME, Options())
+            assert np.array_equal(worker.run(x)[0], x)
+
     def test_a_hang_is_an_error_in_time(self, target: Target, tmp_path: Path) -> None:
         path = write_fake(tmp_path / "hang.fake", hang="invoke")
         with target.worker() as worker:
@@ -87,5 +120,5 @@ class TargetConformance:
     def test_a_missing_library_is_told_with_its_remedy(self, target: Target, tmp_path: Path) -> None:
         path = write_fake(tmp_path / "a.fake")
         with target.worker() as worker, pytest.raises(RuntimeUnavailableError, match="no_such_library") as caught:
-            worker.open(path, "edgekit.testing.fakes:MissingRuntime", Options())
+            worker.open(path, MISSING, Options())
         assert caught.value.remedy == "pip install no-such-library"

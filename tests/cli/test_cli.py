@@ -15,7 +15,7 @@ import pytest
 from edgekit.compress.step import STEPS
 
 EDGEKIT = [sys.executable, "-m", "edgekit.cli.main"]
-COMMANDS = ("inspect", "advise", "compress", "export", "verify", "bench", "demo")
+COMMANDS = ("inspect", "advise", "compress", "export", "verify", "bench", "demo", "target")
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -179,6 +179,25 @@ def test_bench(small: Path) -> None:
     assert "time × [95 %]" in done.stdout
     assert any(word in done.stdout for word in ("faster", "slower", "no difference"))
     assert "onnxruntime" in run("bench", "--list").stdout
+
+
+def test_targets(tmp_path: Path) -> None:
+    empty = {"EDGEKIT_CACHE": str(tmp_path / "cache"), "PATH": str(tmp_path)}
+    listed = {one["kind"]: one for one in json.loads(run("target", "list", "--json", **empty).stdout)}
+    assert listed["local"]["problem"] == ""
+    assert "qemu-user" in listed["emulated"]["problem"]
+    assert "edgekit target setup emulated" in run("target", "list", **empty).stderr
+    checked = json.loads(run("target", "check", "local", "--json").stdout)
+    assert checked["runtimes"]["onnxruntime"]["usable"]
+    assert checked["facts"]["machine"]
+    assert "onnxruntime" in run("target", "check").stdout
+    failed = run("target", "check", "emulated:cortex-a76", **empty)
+    assert failed.returncode == 1
+    assert "not set up" in failed.stdout
+    without_apt = run("target", "setup", "emulated", **empty)
+    assert without_apt.returncode == 1
+    assert "apt-get is not on the PATH" in without_apt.stderr
+    assert run("target", "setup", "local").returncode == 2
 
 
 def test_a_failed_measurement_is_exit_code_1(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Counting instructions: the emulator's plugin, made on first use from ``instructions.c`` beside this file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgekit.cache import alone, cache_folder
+from edgekit.errors import TargetError
+from edgekit.files import atomic_file
+
+CLASSES = ("integer", "branch", "memory", "float", "neon_float", "neon_integer", "dot_product")
+"""What is counted; they exclude each other. ``memory``: every load and store; ``float``: scalar; ``dot_product``: int8 dot
+and matrix products; ``neon_integer``: the other vector instructions, moves and permutations included."""
+
+_SOURCE = Path(__file__).with_name("instructions.c")
+
+
+def plugin() -> Path:
+    """The plugin as a shared library.
+
+    Raises:
+        TargetError: If there is no C compiler, or it fails.
+    """
+    source = _SOURCE.read_bytes()
+    path = cache_folder() / "emulated" / f"instructions-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    if path.is_file():
+        return path
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        raise TargetError(
+            "instructions can't be counted: there is no C compiler to make the emulator's plugin with",
+            "Install gcc, or name a compiler with CC.",
+        )
+    with alone("plugin"), atomic_file(path) as partial:
+        words = [compiler, "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-o", str(partial), "-xc", str(_SOURCE)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+        if done.returncode:
+            raise TargetError(f"{compiler} could not make the emulator's plugin: {done.stderr.strip()[:300]}")
+    return path
+
+
+def mean(runs: Sequence[dict[str, int]]) -> dict[str, int]:
+    """Several counts, class by class. Not the median: an allocator that takes turns gives two values, one run each."""
+    return {name: round(statistics.fmean(one[name] for one in runs)) for name in CLASSES}
+
+
+def total(counts: dict[str, int]) -> int:
+    """All instructions."""
+    return sum(counts[name] for name in CLASSES)
+
+
+def spread(runs: Sequence[dict[str, int]]) -> float:
+    """How far several counts of all instructions lie apart: (largest - smallest) / mean."""
+    totals = [total(one) for one in runs]
+    return (max(totals) - min(totals)) / statistics.fmean(totals)
