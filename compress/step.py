@@ -27,6 +27,7 @@ STEPS: Mapping[str, str] = {
     "sparse-train": "edgekit.compress.prune.sparse_training:SparseTraining",
     "prune-channels": "edgekit.compress.prune.channels:PruneChannels",
     "prune-weights": "edgekit.compress.prune.weights:PruneWeights",
+    "student": "edgekit.compress.compact.student:MakeStudent",
     "equalize": "edgekit.compress.quantize.equalize:Equalize",
     "quantize": "edgekit.compress.quantize.static:Quantize",
     "qat": "edgekit.compress.quantize.qat:QuantizationAwareTraining",
