@@ -247,9 +247,9 @@ class MakeStudent(Step):
             few = replace(
                 data, train=data.train.part(np.sort(positions)), validation=data.validation.part(np.arange(1))
             )
-            short = Finetune(
-                epochs=1, batch_size=_TRIAL_BATCH, learning_rate=self.learning_rate, distill=self.distill, keep="last"
-            )
+            # In proportion to the batch (Goyal et al., arXiv:1706.02677, section 2.1).
+            rate = self.learning_rate * _TRIAL_BATCH / Finetune().batch_size
+            short = Finetune(epochs=1, batch_size=_TRIAL_BATCH, learning_rate=rate, distill=self.distill, keep="last")
             taught, _ = short.train(made, replace(context, data=few, checkpoints=None), teacher=parts.teacher)
             row["trial"] = judge(taught.module()).to_dict()
         return row

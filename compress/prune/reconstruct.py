@@ -20,6 +20,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgekit.compress.layers import own_weights
+from edgekit.compress.prune.batch_norm import settle_batch_norm
 from edgekit.compress.prune.flow import Flow, Labels
 from edgekit.compress.prune.moments import is_dense, moments
 from edgekit.program import aten, attribute, layer_name, refresh_shapes, shape_of
@@ -124,6 +125,7 @@ def reconstruct(
             walk.again(node)
             if progress is not None:
                 progress(len(done), len(layers), f"refitting {layer_name(node)}")
+    settle_batch_norm(module, parts)
     return done
 
 
