@@ -19,6 +19,7 @@ from edgekit.compress.compact.blocks import Block
 from edgekit.compress.compact.judge import divergence
 from edgekit.compress.compact.replacement import Measure
 from edgekit.compress.step import Progress, no_progress
+from edgekit.program import input_node
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class _Without(torch.fx.Interpreter):
         named = {node.name: node for node in module.graph.nodes}
         self._entry = {block.exit: named[block.entry] for block in gone}
         self._skipped = {name for block in gone for name in block.nodes}
+        self._input = input_node(module)
 
     def run_node(self, n: Node) -> Any:
         if n.name in self._entry:
@@ -96,6 +98,6 @@ class _Without(torch.fx.Interpreter):
         if n.name in self._skipped:
             return None
         if n.op == "call_function" and n.all_input_nodes and self.env.get(n.all_input_nodes[0]) is None:
-            # The size of a batch, read inside of a block.
-            return self.env[next(iter(self.env))].shape[0]
+            # The size of the batch, read inside of a block.
+            return self.env[self._input].shape[0]
         return super().run_node(n)

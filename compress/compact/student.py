@@ -16,6 +16,7 @@ from edgekit.compress.compact.assemble import TOLERANCE, WAYS, Parts, Student, W
 from edgekit.compress.compact.blocks import find_blocks
 from edgekit.compress.compact.depth import removal_order
 from edgekit.compress.compact.judge import Judge
+from edgekit.compress.compact.latency import aims
 from edgekit.compress.compact.replacement import KINDS, Kind, Measure, offers
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.channels import PruneChannels
@@ -23,15 +24,15 @@ from edgekit.compress.prune.flow import analyse
 from edgekit.compress.prune.importance import Importance
 from edgekit.compress.prune.reconstruct import images_at_once
 from edgekit.compress.prune.rules import RULES
-from edgekit.compress.prune.stopwatch import Aim, Stopwatch, Trial, parse_goal, refuse_unknown_format
+from edgekit.compress.prune.stopwatch import Stopwatch, parse_goal, refuse_unknown_format
 from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.cost import cost_of
 from edgekit.data.dataset import to_inputs
 from edgekit.errors import StepError
 from edgekit.files import write_json
 
-# Images of the validation split to judge candidates by, and trials of each candidate by the stopwatch.
-_JUDGED, _TRIALS = 1000, 4
+# Images of the validation split to judge candidates by.
+_JUDGED = 1000
 # Images at a time where blocks are ranked, and how many of those that weights are fitted on.
 _BATCH, _RANKED = 64, 256
 # Small, so that the short trial takes steps enough for batch norm's running statistics to follow the weights.
@@ -269,32 +270,6 @@ class MakeStudent(Step):
         reached = figures_of(after)[measure] / figures_of(before)[measure]
         if reached > share + TOLERANCE[measure]:
             raise StepError(f"{reached:.1%} of the {measure} are left, the goal was {share:.1%}")
-
-
-def aims(
-    parts: Parts, listed: Sequence[tuple[Way, ...]], goal: float, watch: Stopwatch, multiple: int
-) -> dict[tuple[Way, ...], Aim]:
-    """For each mix the share of multiply-accumulates that meets a latency, all measured beside each other in each round."""
-    found = {mix: Aim(goal, _TRIALS) for mix in listed}
-    known: dict[tuple[Any, ...], tuple[float, float, float]] = {}
-    while waiting := [mix for mix, aim in found.items() if not aim.done]:
-        built: dict[tuple[Way, ...], tuple[Any, ...]] = {}
-        new: dict[tuple[Any, ...], Bundle] = {}
-        for mix in waiting:
-            try:
-                student = assemble(parts, mix, found[mix].share, "macs", fit=False)
-            except StepError:
-                found[mix].told(None)
-                continue
-            # Large portions: two shares may lead to the same network, which need not be measured twice.
-            built[mix] = tuple((layer.op, layer.path, layer.output_shape, layer.macs) for layer in student.cost.layers)
-            if built[mix] not in known and built[mix] not in new:
-                new[built[mix]] = parts.teacher.with_module(student.module)
-        for shape, compared in zip(new, watch.ratios(list(new.values())), strict=True):
-            known[shape] = (compared.ratio, compared.low, compared.high)
-        for mix, shape in built.items():
-            found[mix].told(Trial(found[mix].share, multiple, *known[shape]))
-    return found
 
 
 def figures_of(bundle: Bundle) -> dict[str, int]:

@@ -9,8 +9,9 @@ from torch import nn
 
 from edgekit.compress.compact.blocks import find_blocks, remove_blocks
 from edgekit.compress.compact.depth import removal_order
+from edgekit.compress.compact.judge import divergence
 from edgekit.cost import cost_of
-from edgekit.program import export_program, trainable
+from edgekit.program import aten, export_program, trainable
 from edgekit.testing import networks
 from edgekit.zoo.resnet_cifar import CifarResNet
 
@@ -87,6 +88,27 @@ def test_layers_of_a_plain_network_are_blocks_too() -> None:
     x = networks.images(3)
     with torch.no_grad():
         torch.testing.assert_close(module(x), network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_size_of_the_batch_may_be_read_inside_of_a_block() -> None:
+    torch.manual_seed(0)
+    network = Plain().eval()
+    module = trainable(export_program(network, networks.INPUT_SHAPE))
+    (size,) = (node for node in module.graph.nodes if node.target is aten.sym_size.int)
+    block = find_blocks(module)[0]
+    inner = next(node for node in module.graph.nodes if node.name == block.nodes[0])
+    inner.append(size)
+    size.update_arg(0, inner)
+    module.recompile()
+    assert find_blocks(module)[0] == block
+    network.skipped = {"conv2"}
+    x = networks.images(3)
+    with torch.no_grad():
+        wanted, whole = network(x), module(x)
+        (removal,) = removal_order(module, [block], [x[:1], x[1:]])
+        assert removal.divergence == pytest.approx(divergence(whole, wanted), rel=1e-5)
+        remove_blocks(module, [block])
+        torch.testing.assert_close(module(x), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_of_many_kinds_can_go() -> None:

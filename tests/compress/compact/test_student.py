@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgekit.bundle import Bundle
+from edgekit.compress.compact import latency
 from edgekit.compress.compact import student as students
 from edgekit.compress.compact.assemble import Parts, assemble, mixes
 from edgekit.compress.compact.blocks import find_blocks
@@ -198,7 +199,7 @@ def test_what_the_clock_chose_is_kept_when_the_search_is_killed(
 
 
 def test_the_real_clock_is_asked(before: Bundle, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(students, "_TRIALS", 1)
+    monkeypatch.setattr(latency, "_TRIALS", 1)
     small = compress(before, f"student:latency=0.95@onnx,ways=[replace],{QUICK}", data)
     (trial,) = small.steps[-1]["report"]["candidates"]["replace"]["trials"]
     assert 0 < trial["low"] <= trial["ratio"] <= trial["high"]
