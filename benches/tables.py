@@ -202,6 +202,36 @@ def resnet56() -> list[str]:
     return lines
 
 
+def student() -> list[str]:
+    """A student made from its teacher."""
+    found = result("student")
+    rows, settings = found["rows"], found["settings"]
+    kinds = {
+        "teacher": "ResNet-56, the teacher",
+        "student": f"its student ({found['search']['chosen'].replace('+', ', ')})",
+        "labels": "the same student without its teacher",
+        "pruned": "channels cut alone, distilled",
+        "resnet20": "ResNet-20, trained for much longer",
+    }
+    heads = [runtime for runtime in NAMES if runtime in rows["student"]["times"]]
+    lines = [
+        f"**A student of ResNet-56 at {settings['goal'].replace('=', ' ').replace('@', ' of the original in ')}** (CIFAR-10; "
+        f"{settings['epochs']} epoch(s) of {settings['images'] or 45000:,} images for each; time × in each runtime), "
+        "`python benches/student.py`:",
+        "",
+        f"| network | MACs × | top-1 fitted | top-1 trained | the student against it | {' | '.join(NAMES[h] for h in heads)} |",
+        "|---|---|---|---|---|" + "---|" * len(heads),
+    ]
+    for name, kind in kinds.items():
+        row = rows[name]
+        fitted = f"{row['top1_before_training']:.2f} %" if "top1_before_training" in row else ""
+        difference = "" if name == "student" else "{:+.2f} ± {:.2f}".format(*row["student_against_it"])
+        times = [f"{row['times'][h][0]:.2f}" if h in row.get("times", {}) else "" for h in heads]
+        cells = [kind, f"{row['macs_ratio']:.2f}", fitted, f"{row['top1']:.2f} %", difference, *times]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def few_classes() -> list[str]:
     """Networks for a few classes."""
     found = result("classes")
@@ -408,8 +438,7 @@ def tables() -> str:
     parts: dict[str, Callable[[], list[str]]] = {
         "resnet20": resnet20, "pruned_widths": pruned_widths, "quantize_cifar": quantized_cifar,
         "quantize_imagenet": quantized_imagenet, "int8_speed": int8_speed, "codebook": codebooks, "qat": trained,
-        "resnet56": resnet56, "classes": few_classes, "pruned_speed": pruned_speed, "prune_weights": pruned_weights,
-        "sparse_speed": sparse_speed, "zoo": zoo, "fusion": fusion, "distillation": distilled,
+        "resnet56": resnet56, "classes": few_classes, "pruned_speed": pruned_speed, "prune_weights": pruned_weights, "sparse_speed": sparse_speed, "zoo": zoo, "fusion": fusion, "distillation": distilled, "student": student,
         "calibration_memory": memory, "startup": others,
     }  # fmt: skip
     # What was not measured has no table.

@@ -29,6 +29,7 @@ STEPS: Mapping[str, str] = {
     "prune-channels": "edgekit.compress.prune.channels:PruneChannels",
     "factorize": "edgekit.compress.factorize.low_rank:Factorize",
     "prune-weights": "edgekit.compress.prune.weights:PruneWeights",
+    "student": "edgekit.compress.compact.student:MakeStudent",
     "equalize": "edgekit.compress.quantize.equalize:Equalize",
     "quantize": "edgekit.compress.quantize.static:Quantize",
     "qat": "edgekit.compress.quantize.qat:QuantizationAwareTraining",

@@ -164,7 +164,7 @@ class PruneChannels(Step):
         if kept is not None and kept.is_file():
             earlier = json.loads(kept.read_text())
             return self._settled(**earlier["settled"]), earlier
-        batches = self._evidence(bundle, context)
+        batches = self.evidence(bundle, context)
         scores = class_scores(analyse(bundle.module(), RULES), self.importance, batches=batches, seed=context.seed)
 
         def cut_to(share: float, multiple: int) -> Bundle | None:
@@ -199,7 +199,7 @@ class PruneChannels(Step):
 
     def _cut(self, bundle: Bundle, context: Context, goal: float) -> tuple[Bundle, dict[str, Any]]:
         module = bundle.module()
-        batches = self._evidence(bundle, context)
+        batches = self.evidence(bundle, context)
         images = None
         if self.reconstruct and context.data is not None:
             count = images_at_once(module, self.reconstruct)
@@ -216,7 +216,7 @@ class PruneChannels(Step):
             ]
         return bundle.with_module(module), report
 
-    def _evidence(self, bundle: Bundle, context: Context) -> Batches | None:
+    def evidence(self, bundle: Bundle, context: Context) -> Batches | None:
         """Images and labels for the importance, if it looks at any; as many as fit into memory where all are run abreast."""
         if self.importance not in FROM_DATA:
             return None
@@ -264,6 +264,32 @@ def prune(
     Raises:
         StepError: If nothing can be cut, or the goal can't be met.
     """
+    flow, removed = choose(module, settings, goal=goal, batches=batches, scores=scores, seed=seed)
+    floats = duplicate(module) if images is not None else module
+    kept = kept_positions(flow, removed) if images is not None else {}
+    cut(flow, removed)
+    if images is None:
+        return flow, []
+    return flow, reconstruct(floats, module, kept, images, seed=seed, progress=progress)
+
+
+def choose(
+    module: GraphModule,
+    settings: PruneChannels,
+    *,
+    goal: float | None = None,
+    batches: Batches | None = None,
+    scores: dict[int, float] | None = None,
+    seed: int = 0,
+) -> tuple[Flow, set[int]]:
+    """The first half of :func:`prune`: what would be cut; the graph stays as it is.
+
+    Returns:
+        The analysis, and the representatives of the classes of channels to cut.
+
+    Raises:
+        StepError: If nothing can be cut, or the goal can't be met.
+    """
     flow = analyse(module, RULES)
     if scores is None:
         scores = class_scores(flow, settings.importance, batches=batches, seed=seed)
@@ -284,12 +310,7 @@ def prune(
         floor=settings.floor,
         multiple=settings.multiple,
     )
-    floats = duplicate(module) if images is not None else module
-    kept = kept_positions(flow, selection.removed) if images is not None else {}
-    cut(flow, selection.removed)
-    if images is None:
-        return flow, []
-    return flow, reconstruct(floats, module, kept, images, seed=seed, progress=progress)
+    return flow, selection.removed
 
 
 def weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, float]:

@@ -20,6 +20,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgekit.compress.layers import only_reader, own_bias, own_weights, shift_outputs
+from edgekit.compress.prune.batch_norm import settle_batch_norm
 from edgekit.compress.prune.flow import Flow, Labels
 from edgekit.compress.prune.moments import is_dense, moments, rows
 from edgekit.compress.prune.rectified import Rectified, refine
@@ -91,7 +92,7 @@ def reconstruct(
 
     Args:
         floats: The network before the cut.
-        module: The network after it; nodes have the same names.
+        module: The network after it; nodes have the same names. It may lack some, and have others, which are not fitted.
         kept: See :func:`kept_positions`.
         images: Inputs, shape (n, …).
         rectified: Fit what a ReLU behind a layer gives, where there is one, not what it reads.
@@ -104,9 +105,9 @@ def reconstruct(
     refresh_shapes(module, torch.from_numpy(images[:2]))
     twins = {node.name: node for node in floats.graph.nodes}
     layers = {n.name: (n, weight) for n, weight in own_weights(module) if is_dense(n) and n.name in twins}
-    joints = {name: _shortcut(node) for name, (node, _) in layers.items()}
+    joints = {name: (_shortcut(node), _shortcut(twins[name])) for name, (node, _) in layers.items()}
     parts = torch.from_numpy(images).split(_BATCH)
-    shortcuts = [joint.other.name for joint in joints.values() if joint is not None]
+    shortcuts = [was.other.name for now, was in joints.values() if now is not None and was is not None]
     reference = Walk(floats, parts, [*layers, *shortcuts])
     walk = Walk(module, parts, layers)
     done: list[Refit] = []
@@ -114,10 +115,11 @@ def reconstruct(
         for name, _ in walk.steps():
             node, weight = layers[name]
             wanted = [_chosen(twins[name], value, kept.get(name)) for value in reference.value(name)]
-            joint = joints[name]
-            if joint is not None:
+            joint, twin = joints[name]
+            if joint is not None and twin is not None:
                 now = walk.now(joint.other)
-                was = reference.value(joint.other.name) if now is not None else []
+                # Where blocks were taken out, the shortcut begins at another node than it did.
+                was = reference.value(twin.other.name) if now is not None else []
                 if now is not None:
                     wanted = _with_the_shortcuts_loss(module, joint, wanted, was, now, kept)
             source = node.args[0]
@@ -132,6 +134,7 @@ def reconstruct(
             walk.again(node)
             if progress is not None:
                 progress(len(done), len(layers), f"refitting {layer_name(node)}")
+    settle_batch_norm(module, parts)
     return done
 
 

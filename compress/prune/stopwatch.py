@@ -145,40 +145,72 @@ def align(stopwatch: Stopwatch, macs: float, cut: Cut) -> tuple[int, list[Trial]
     return next(t.multiple for t in trials if t.ratio <= fastest * (1 + _AS_GOOD)), trials
 
 
+class Aim:
+    """The search for the largest share of MACs whose measured latency meets a goal, one trial after the other.
+
+    Args:
+        goal: The share of the original's latency to meet.
+        most: How many trials there may be.
+
+    Attributes:
+        share: The share of MACs to try next.
+        trials: What was tried.
+        done: Whether that is enough.
+    """
+
+    def __init__(self, goal: float, most: int = _TRIALS) -> None:
+        self.share = goal
+        self.trials: list[Trial] = []
+        self.done = False
+        self._goal, self._left = goal, most
+        self._low, self._high = 0.0, 1.0
+
+    def told(self, trial: Trial | None) -> None:
+        """Takes what the share gave; None where it can't be cut so far."""
+        goal = self._goal
+        self._left -= 1
+        if trial is None:
+            self._low = max(self._low, self.share)
+            self.share = (self._low + self._high) / 2
+        else:
+            self.trials.append(trial)
+            if trial.ratio <= goal:
+                self._low = max(self._low, self.share)
+            else:
+                self._high = min(self._high, self.share)
+            # Latency is a fixed part and one that goes with the MACs: aim between, by the line through this trial and the
+            # original.
+            slope = (1 - trial.ratio) / max(1 - self.share, 1e-6)
+            aimed = 1 - (1 - goal + _CLOSE / 2) / slope if slope > 0 else 0.0
+            self.share = aimed if self._low < aimed < self._high else (self._low + self._high) / 2
+        close = trial is not None and goal - _CLOSE <= trial.ratio <= goal
+        self.done = close or not self._left
+
+    def best(self) -> Trial | None:
+        """The trial that meets the goal with the most MACs; None if none does."""
+        met = [trial for trial in self.trials if trial.ratio <= self._goal]
+        return max(met, key=lambda trial: trial.macs) if met else None
+
+
 def meet(stopwatch: Stopwatch, goal: float, multiple: int, cut: Cut) -> tuple[float, list[Trial]]:
     """The largest share of MACs, as far as a few trials tell, whose measured latency meets the goal.
 
     Raises:
         StepError: If no trial meets it.
     """
-    trials: list[Trial] = []
-    low, high, share = 0.0, 1.0, goal
-    for _ in range(_TRIALS):
-        found = stopwatch.trials([(share, multiple)], cut)
-        if not found:  # it can't be cut so far
-            low = max(low, share)
-            share = (low + high) / 2
-            continue
-        (trial,) = found
-        trials.append(trial)
-        if trial.ratio <= goal:
-            low = max(low, share)
-            if trial.ratio >= goal - _CLOSE:
-                break
-        else:
-            high = min(high, share)
-        # Latency is a fixed part and one that goes with the MACs: aim between, by the line through this trial and the original.
-        slope = (1 - trial.ratio) / max(1 - share, 1e-6)
-        aimed = 1 - (1 - goal + _CLOSE / 2) / slope if slope > 0 else 0.0
-        share = aimed if low < aimed < high else (low + high) / 2
-    met = [trial for trial in trials if trial.ratio <= goal]
-    if not met:
+    aim = Aim(goal)
+    while not aim.done:
+        found = stopwatch.trials([(aim.share, multiple)], cut)
+        aim.told(found[0] if found else None)
+    trials = aim.trials
+    best = aim.best()
+    if best is None:
         tried = ", ".join(f"{t.macs:.0%} of the MACs: {t.ratio:.2f}" for t in trials)
         raise StepError(
             f"a latency of {goal:.2f} of the original's was not reached in {stopwatch.exporter.runtime} ({tried or 'no cut'})",
             "Ask for less, lower the floor, or another runtime.",
         )
-    return max(met, key=lambda trial: trial.macs).macs, trials
+    return best.macs, trials
 
 
 def refuse_unknown_format(name: str) -> None:
