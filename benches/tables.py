@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+import tables_structure as structure
+from tables_shared import NAMES, ROOT, machine, points, result
+
 BEGIN, END = "<!-- measured: benches/tables.py -->", "<!-- end -->"
-NAMES = {"onnxruntime": "ONNX Runtime", "tflite": "LiteRT", "ncnn": "ncnn", "torch": "torch (eager)"}
-
-
-def result(name: str) -> dict[str, Any]:
-    """One file of results."""
-    found: dict[str, Any] = json.loads((ROOT / "benches" / "results" / f"{name}.json").read_text())
-    return found
-
-
-def machine(bench: dict[str, Any]) -> str:
-    """What was measured on."""
-    target, plan = bench["target"], bench["plan"]
-    return f"{target['cpu']}, one thread, {plan['rounds']} interleaved rounds"
 
 
 def resnet20() -> list[str]:
@@ -102,8 +87,8 @@ def quantized_cifar() -> list[str]:
             f"{row['weights_share']:.2f}",
         ]
         simulated = row["simulated"]
-        cells.append(f"{_points(simulated['drop'])} ± {simulated['standard_error']:.2f}")
-        cells += [f"{_points(row[f]['drop'])} ({row[f]['against_simulated']:+.2f})" for f in ("onnx", "tflite", "ncnn")]
+        cells.append(f"{points(simulated['drop'])} ± {simulated['standard_error']:.2f}")
+        cells += [f"{points(row[f]['drop'])} ({row[f]['against_simulated']:+.2f})" for f in ("onnx", "tflite", "ncnn")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -125,7 +110,7 @@ def quantized_imagenet() -> list[str]:
         for row in found.values():
             one = row["rows"].get(tool, {})
             text = (
-                f"{_points(one['drop'])} ± {one['standard_error']:.1f}, {one['sqnr_db']:.1f} dB"
+                f"{points(one['drop'])} ± {one['standard_error']:.1f}, {one['sqnr_db']:.1f} dB"
                 if "drop" in one
                 else "failed"
             )
@@ -178,188 +163,9 @@ def codebooks() -> list[str]:
     ]
     for row in found["rows"].values():
         sizes = [row[k] for k in ("float_bytes", "theory_bytes", "stored_weights_bytes", "archive_bytes", "onnx_bytes")]
-        lost = f"{_points(row['drop'])} ± {row['standard_error']:.2f}"
+        lost = f"{points(row['drop'])} ± {row['standard_error']:.2f}"
         lines.append(f"| `{row['step']}` | {lost} | {' | '.join(f'{size / 1024:.0f} KiB' for size in sizes)} |")
     return lines
-
-
-def resnet56() -> list[str]:
-    """Channel pruning beside another toolkit."""
-    found = result("resnet56")
-    lines = [
-        f"**Channels cut from ResNet-56** (CIFAR-10, float {found['float_top1']:.2f} %; the same few epochs for both), "
-        "`python benches/resnet56.py`:",
-        "",
-        "| tool, MACs divided by | MACs × | parameters × | top-1 before training | top-1 after (epochs) | points lost |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, row in found["rows"].items():
-        tool, times, _ = name.split()
-        lost = f"{_points(row['drop'])} ± {row['standard_error']:.2f}"
-        cells = [f"{tool}, {times}", f"{row['macs_ratio']:.2f}", f"{row['parameters_ratio']:.2f}"]
-        cells += [f"{row['top1_before_training']:.2f} %", f"{row['top1']:.2f} % ({len(row['history'])})", lost]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def student() -> list[str]:
-    """A student made from its teacher."""
-    found = result("student")
-    rows, settings = found["rows"], found["settings"]
-    kinds = {
-        "teacher": "ResNet-56, the teacher",
-        "student": f"its student ({found['search']['chosen'].replace('+', ', ')})",
-        "labels": "the same student without its teacher",
-        "pruned": "channels cut alone, distilled",
-        "resnet20": "ResNet-20, trained for much longer",
-    }
-    heads = [runtime for runtime in NAMES if runtime in rows["student"]["times"]]
-    lines = [
-        f"**A student of ResNet-56 at {settings['goal'].replace('=', ' ').replace('@', ' of the original in ')}** (CIFAR-10; "
-        f"{settings['epochs']} epoch(s) of {settings['images'] or 45000:,} images for each; time × in each runtime), "
-        "`python benches/student.py`:",
-        "",
-        f"| network | MACs × | top-1 fitted | top-1 trained | the student against it | {' | '.join(NAMES[h] for h in heads)} |",
-        "|---|---|---|---|---|" + "---|" * len(heads),
-    ]
-    for name, kind in kinds.items():
-        row = rows[name]
-        fitted = f"{row['top1_before_training']:.2f} %" if "top1_before_training" in row else ""
-        difference = "" if name == "student" else "{:+.2f} ± {:.2f}".format(*row["student_against_it"])
-        times = [f"{row['times'][h][0]:.2f}" if h in row.get("times", {}) else "" for h in heads]
-        cells = [kind, f"{row['macs_ratio']:.2f}", fitted, f"{row['top1']:.2f} %", difference, *times]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def few_classes() -> list[str]:
-    """Networks for a few classes."""
-    found = result("classes")
-    lines = [
-        "**A few classes of CIFAR-10 from ResNet-20** (top-1 on the test images of these classes, before and after "
-        f"{found['epochs']} epochs on them; differences against pruning without knowledge of the classes, paired), "
-        "`python benches/classes.py`:",
-        "",
-        "| classes | the whole, restricted | MACs × | pruned, restricted | restricted, then pruned | the same, distilled |",
-        "|---|---|---|---|---|---|",
-    ]
-    for classes, row in found["rows"].items():
-        cells = [classes.replace(",", ", "), f"{row['restricted_top1']:.1f} %", f"{row['aware']['macs_ratio']:.2f}"]
-        for name in ("blind", "aware", "distilled"):
-            one = row[name]
-            before = f"{one['top1_before_training']:.1f} → " if "top1_before_training" in one else ""
-            difference, error = one["against_blind"]
-            beside = "" if name == "blind" else f" ({difference:+.1f} ± {error:.1f})"
-            cells.append(f"{before}{one['top1']:.1f} %{beside}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def pruned_speed() -> list[str]:
-    """Half of the MACs, by the clock."""
-    found = result("pruned_speed")
-    lines = []
-    for name, network in found["networks"].items():
-        heads = list(next(iter(network["rows"].values()))["times"])
-        lines += [
-            f"**Half of the MACs of {name}, by the clock** ({network['target']['cpu']}, {found['rounds']} interleaved rounds; "
-            "time × the original's in each runtime, with one and two threads), `python benches/pruned_speed.py`:",
-            "",
-            f"| grid | MACs × | {' | '.join(heads)} |",
-            "|---|---|" + "---|" * len(heads),
-        ]
-        for multiple, row in network["rows"].items():
-            by = [runtime for runtime, chosen in network["chosen"].items() if str(chosen) == multiple]
-            grid = f"{multiple} (align: {', '.join(by)})" if by else multiple
-            times = [f"{row['times'][head][0]:.2f}" if head in row["times"] else "" for head in heads]
-            lines.append(f"| {grid} | {row['macs_ratio']:.2f} | {' | '.join(times)} |")
-        lines.append("")
-    return lines[:-1]
-
-
-def fusion() -> list[str]:
-    """Sibling layers merged into one."""
-    found = result("fusion")
-    first = next(iter(found["networks"].values()))
-    heads = list(first["times"])
-    lines = [
-        f"**Sibling layers merged into one** (`rewrite`; {first['target']['cpu']}, {found['rounds']} interleaved rounds; time "
-        "× the original's in each runtime with one and two threads, 95 % interval), `python benches/fusion.py`:",
-        "",
-        f"| network (groups merged) | {' | '.join(heads)} |",
-        "|---|" + "---|" * len(heads),
-    ]
-    for name, network in found["networks"].items():
-        times = [
-            f"{ratio:.2f} [{low:.2f}, {high:.2f}] {verdict}"
-            for ratio, low, high, verdict in (network["times"][head] for head in heads)
-        ]
-        lines.append(f"| {name} ({len(network['rewrite']['siblings'])}) | {' | '.join(times)} |")
-    return lines
-
-
-def sparse_speed() -> list[str]:
-    """Zeros in LiteRT."""
-    found = result("sparse_speed")
-    ratio, low, high, verdict = found["comparison"]
-    dense, sparse = (size / 2**20 for size in found["size_bytes"])
-    return [
-        f"MobileNet V1 in LiteRT with {100 * found['sparsity']:.0f} % zeros in its 1×1 convolutions: {dense:.1f} → "
-        f"{sparse:.1f} MiB, time × {ratio:.2f} [{low:.2f}, {high:.2f}], {verdict} (`python benches/sparse_speed.py`)."
-    ]
-
-
-def pruned_weights() -> list[str]:
-    """Weight pruning."""
-    found = result("prune_weights")
-    lines = [
-        f"**Zeros** (ResNet-20, float {found['float_top1']:.2f} %; few epochs, as two cores allow; no runtime is faster by "
-        "them), `python benches/prune_weights.py`:",
-        "",
-        "| step | zeros | points lost | weights in float | theory | on disk | ONNX (float) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in found["rows"].values():
-        sizes = [
-            f"{row[k] / 1024:.0f} KiB" for k in ("float_bytes", "theory_bytes", "stored_weights_bytes", "onnx_bytes")
-        ]
-        lost = f"{_points(row['drop'])} ± {row['standard_error']:.2f}"
-        whole = f"({row['float_onnx_bytes'] / 1024:.0f})"
-        lines.append(f"| `{row['step']}` | {100 * row['zeros']:.0f} % | {lost} | {' | '.join(sizes)} {whole} |")
-    return lines
-
-
-def distilled() -> list[str]:
-    """What each method of distillation is worth."""
-    found = result("distillation")
-    rows, settings = found["rows"], found["settings"]
-    runs = [run.rsplit(", ", 2) for run in rows]
-    students, methods = (list(dict.fromkeys(run[place] for run in runs)) for place in (0, 1))
-    lines = [
-        f"**Distillation, ResNet-56 ({found['teacher_top1']:.2f} %) as the teacher** (CIFAR-10, from scratch; the same short "
-        f"budget for all: {settings['images']:,} images {settings['epochs']} times; top-1 on the test images, mean ± "
-        "standard deviation over the seeds, and the gain over no teacher, paired by seed), `python benches/distillation.py`:",
-        "",
-        f"| method | {' | '.join(f'{s} | gain | seeds' for s in students)} |",
-        "|---|" + "---|---|---|" * len(students),
-    ]
-    for method in methods:
-        cells = [method]
-        for student in students:
-            top1 = {run[2]: rows[", ".join(run)]["top1"] for run in runs if run[:2] == [student, method]}
-            alone = {seed: rows.get(f"{student}, no teacher, {seed}", {}).get("top1") for seed in top1}
-            gains = [top1[seed] - alone[seed] for seed in top1 if alone[seed] is not None and method != "no teacher"]
-            cells += [_spread(list(top1.values()), " %"), _spread(gains, "", "+"), str(len(top1))]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _spread(values: list[float], unit: str, sign: str = "") -> str:
-    """Mean and standard deviation."""
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):{sign}.2f}{unit}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def trained() -> list[str]:
@@ -374,37 +180,8 @@ def trained() -> list[str]:
     ]
     for row in found["rows"].values():
         curve = ", ".join(f"{epoch['validation_top1']:.2f}" for epoch in row["history"])
-        lost = f"{_points(row['drop'])} ± {row['standard_error']:.2f}"
+        lost = f"{points(row['drop'])} ± {row['standard_error']:.2f}"
         lines.append(f"| `{row['step']}` | {lost} | {curve} | {row['converted_validation_top1']:.2f} |")
-    return lines
-
-
-def zoo() -> list[str]:
-    """What compact architectures buy: counts, parity and latency of every network."""
-    found = result("zoo")
-    networks = found["networks"]
-    first = next(iter(networks.values()))
-    lines = [
-        f"**The zoo** (random weights; {machine(first)}; published figures in brackets, their sources in "
-        "`edgekit/testing/published.py`; max |Δ| of the outputs over the three float32 files against torch), "
-        "`python benches/zoo.py`:",
-        "",
-        "| network | parameters, M | MACs, M | max \\|Δ\\| | torch ms | ONNX Runtime ms | LiteRT ms | ncnn ms |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in networks.items():
-        published = row["published"] or {"parameters": "", "macs": ""}
-        macs = published["macs"] + (" operations" if published.get("operations") == 2 else "")
-        shown = [(row["parameters"], published["parameters"]), (row["macs"], macs)]
-        counts = [f"{count / 1e6:.4g}" + (f" ({printed})" if printed else "") for count, printed in shown]
-        parity = [export["max_abs"] for export in row["exports"].values() if "max_abs" in export]
-        refused = [kind for kind, export in row["exports"].items() if "refused" in export]
-        worst = f"{max(parity):.0e}" + (f" (refused: {', '.join(refused)})" if refused else "")
-        times = [
-            row["latency"].get(runtime, {}).get("p50_ms") for runtime in ("torch", "onnxruntime", "tflite", "ncnn")
-        ]
-        cells = [name, *counts, worst, *("" if time is None else f"{time:.3g}" for time in times)]
-        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -418,10 +195,6 @@ def memory() -> list[str]:
         "Peak memory (MiB) of calibrating ResNet-20 on 200 and on 20 000 images, the data set itself included: "
         f"{', '.join(shown)} (`python benches/calibration_memory.py`)."
     ]
-
-
-def _points(value: float) -> str:
-    return f"{value + 0.0:.2f}"
 
 
 def others() -> list[str]:
@@ -438,8 +211,10 @@ def tables() -> str:
     parts: dict[str, Callable[[], list[str]]] = {
         "resnet20": resnet20, "pruned_widths": pruned_widths, "quantize_cifar": quantized_cifar,
         "quantize_imagenet": quantized_imagenet, "int8_speed": int8_speed, "codebook": codebooks, "qat": trained,
-        "resnet56": resnet56, "classes": few_classes, "pruned_speed": pruned_speed, "prune_weights": pruned_weights, "sparse_speed": sparse_speed, "zoo": zoo, "fusion": fusion, "distillation": distilled, "student": student,
-        "calibration_memory": memory, "startup": others,
+        "resnet56": structure.resnet56, "classes": structure.few_classes, "pruned_speed": structure.pruned_speed,
+        "prune_weights": structure.pruned_weights, "low_rank": structure.low_rank, "distillation": structure.distilled,
+        "student": structure.student, "fusion": structure.fusion, "zoo": structure.zoo,
+        "sparse_speed": structure.sparse_speed, "calibration_memory": memory, "startup": others,
     }  # fmt: skip
     # What was not measured has no table.
     made = [part() for name, part in parts.items() if (ROOT / "benches" / "results" / f"{name}.json").is_file()]
