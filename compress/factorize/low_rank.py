@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,9 +13,10 @@ from torch.fx import GraphModule
 from edgekit.bundle import Bundle
 from edgekit.compress import samples
 from edgekit.compress.distill.settings import Distillation, distillation
+from edgekit.compress.factorize.clock import Clock
 from edgekit.compress.factorize.layer import Layer, layers_of
 from edgekit.compress.factorize.method import Method, method
-from edgekit.compress.factorize.plan import Plan, make_choices, menu, sensitivities, whole
+from edgekit.compress.factorize.plan import Choice, Menu, Plan, make_choices, menu, sensitivities, whole
 from edgekit.compress.factorize.ranks import Measure, by_energy, cost, given, uniform, variational, within
 from edgekit.compress.factorize.replace import replace as replace_layer
 from edgekit.compress.factorize.statistics import Statistics, measure, seen_by
@@ -62,6 +63,8 @@ class Factorize(Step):
         reconstruct: On how many training images each layer is fitted, in the order of the network, to what it gave in the
             original; 0 leaves them as they are.
         rectified: Fit what the ReLU behind a layer gives, not what it reads.
+        stopwatch: A format in whose runtime every chain is timed against its layer alone; one that is not measured to be
+            faster is not made.
         keep: Name patterns of layers to leave whole.
         epochs: Epochs of fine-tuning afterwards.
         learning_rate: Peak learning rate of the fine-tuning.
@@ -90,6 +93,7 @@ class Factorize(Step):
     images: int = 512
     reconstruct: int = 512
     rectified: bool = False
+    stopwatch: str | None = None
     keep: tuple[str, ...] = ()
     epochs: int = 5
     learning_rate: float = 0.01
@@ -111,8 +115,9 @@ class Factorize(Step):
         for name, value in shares.items():
             if value is not None and not 0 < value < 1:
                 raise ValueError(f"{name} is a share between 0 and 1, not {value:g}")
-        if timed[1]:
-            refuse_unknown_format(timed[1])
+        for format in (timed[1], self.stopwatch):
+            if format:
+                refuse_unknown_format(format)
         for text in self.ranks:
             pattern, _, number = text.rpartition("=")
             if not pattern or not number.isdigit() or int(number) < 1:
@@ -211,30 +216,63 @@ class Factorize(Step):
         images: np.ndarray | None,
         context: Context,
     ) -> tuple[Plan, dict[str, Any]]:
-        if self.vbmf:
-            return variational(module, layers, self._methods_for, found), {}
-        if self.rank is not None or self.ranks:
-            told = given(
-                module, layers, self._methods_for, found, share=self.rank, ranks=self.ranks, multiple=self.multiple
+        if self.vbmf or self.rank is not None or self.ranks:
+            plan = (
+                variational(module, layers, self._methods_for, found)
+                if self.vbmf
+                else given(
+                    module, layers, self._methods_for, found, share=self.rank, ranks=self.ranks, multiple=self.multiple
+                )
             )
-            return told, {}
-        choices = menu(module, layers, self._methods_for, found, multiple=self.multiple, progress=context.progress)
+            choices = {node: [*([c] if c.method else []), whole(c.layer)] for node, c in plan.items()}
+            return self._faster(choices, lambda left: ({node: c[0] for node, c in left.items()}, {}), context)
+        choices = dict(
+            menu(module, layers, self._methods_for, found, multiple=self.multiple, progress=context.progress)
+        )
         if self.energy is not None:
-            return by_energy(choices, self.energy), {}
+            energy = self.energy
+            return self._faster(choices, lambda left: (by_energy(left, energy), {}), context)
         weights = None
         if self.allocation == "sensitivity" and images is not None:
             weights = sensitivities(module, choices, found, images[:_PROBED], progress=context.progress)
-        totals = cost_of(module)
+        return self._faster(choices, lambda left: self._divide(bundle, left, found, weights, context), context)
+
+    def _faster(
+        self, choices: dict[str, list[Choice]], divide: Callable[[Menu], tuple[Plan, dict[str, Any]]], context: Context
+    ) -> tuple[Plan, dict[str, Any]]:
+        """A division of the choices in which every chain is faster than its layer, if that was asked for."""
+        plan, timed = divide(choices)
+        if self.stopwatch is None:
+            return plan, timed
+        clock, left_out = Clock(self.stopwatch, context.progress), []
+        while slow := clock.not_faster(plan):
+            for node, ratio in slow.items():
+                bad = plan[node]
+                left_out.append({**bad.to_dict(), "time": ratio})
+                choices[node] = [c for c in choices[node] if c.method is None or not _no_smaller(c, bad)]
+            plan, timed = divide(choices)
+        return plan, {**timed, "not_faster": left_out}
+
+    def _divide(
+        self,
+        bundle: Bundle,
+        choices: Menu,
+        found: Statistics | None,
+        weights: Mapping[str, float] | None,
+        context: Context,
+    ) -> tuple[Plan, dict[str, Any]]:
+        """The budget over the choices; for a goal in latency the largest budget of MACs that meets it."""
+        totals = cost_of(bundle.module())
 
         def plan_for(share: float, limited: Measure) -> Plan:
-            others = getattr(totals, limited) - cost({layer.node: whole(layer) for layer in layers}, limited)
+            others = getattr(totals, limited) - cost({node: options[-1] for node, options in choices.items()}, limited)
             budget = share * getattr(totals, limited) - others
             if self.allocation == "uniform":
                 return uniform(choices, limited, budget)
             return within(choices, limited, budget, weights)
 
         if self.latency is None:
-            return plan_for(*((self.macs, "macs") if self.macs is not None else (self.parameters, "parameters"))), {}
+            return plan_for(*((self.macs, "macs") if self.macs is not None else (self.parameters, "parameters"))), {}  # type: ignore[arg-type]
         goal, format = parse_goal(self.latency)
 
         def cut_to(share: float, multiple: int) -> Bundle | None:
@@ -245,8 +283,8 @@ class Factorize(Step):
             return bundle.with_module(_replaced(bundle.module(), plan, found))
 
         share, trials = meet(Stopwatch(bundle, format, progress=context.progress), goal, self.multiple, cut_to)
-        timed = {"stopwatch": {"format": format, "goal": goal, "macs": share, "trials": [t.to_dict() for t in trials]}}
-        return plan_for(share, "macs"), timed
+        timed = {"format": format, "goal": goal, "macs": share, "trials": [t.to_dict() for t in trials]}
+        return plan_for(share, "macs"), {"stopwatch": timed}
 
     def ensures(self, before: Bundle, after: Bundle) -> None:
         for name in ("macs", "parameters"):
@@ -254,6 +292,16 @@ class Factorize(Step):
             was, now = (getattr(cost_of(bundle.module()), name) for bundle in (before, after))
             if now >= was or (share is not None and now > share * was + 1e-6 * was):
                 raise StepError(f"{now / was:.1%} of the {name} are left, the goal was {share or 1:.1%}")
+
+
+def _no_smaller(choice: Choice, other: Choice) -> bool:
+    """Whether it is a chain of the same kind, and of the same rank or more."""
+    return (
+        choice.method is not None
+        and other.method is not None
+        and choice.method.name == other.method.name
+        and choice.rank >= other.rank
+    )
 
 
 def _replaced(module: GraphModule, plan: Plan, found: Statistics | None) -> GraphModule:

@@ -57,7 +57,7 @@ class Choice:
         }
 
 
-Menu = Mapping[str, Sequence[Choice]]
+Menu = Mapping[str, list[Choice]]
 """For each layer, by node, what is worth a choice: in the order of MACs, and whole at the end."""
 
 Methods = Callable[[Layer], Sequence[Method]]

@@ -13,6 +13,7 @@ import edgekit
 from edgekit.bundle import Bundle
 from edgekit.compress.factorize import evbmf
 from edgekit.compress.factorize.algebra import relative_error
+from edgekit.compress.factorize.clock import Clock
 from edgekit.compress.factorize.layer import Layer, chain_macs, chain_parameters, flat, layers_of
 from edgekit.compress.factorize.method import METHODS, method
 from edgekit.compress.factorize.plan import Choice, whole
@@ -315,3 +316,31 @@ def test_what_can_not_be_done_is_told(before: Bundle, data: Dataset) -> None:
         compress(before, "factorize:macs=0.01,images=0,reconstruct=0,epochs=0", data)
     with pytest.raises(StepError, match="no layer of this network"):
         compress(before, "factorize:macs=0.5,keep=[*],epochs=0", data)
+
+
+def test_a_chain_that_is_not_faster_is_not_made(before: Bundle, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock's verdicts are given: what is held is that the plan goes round the slow ones and still meets its goal."""
+    slow: set[tuple[str, str]] = set()
+
+    def verdict(self: Clock, choice: Choice) -> tuple[float, str]:
+        assert choice.method is not None
+        bad = choice.method.name == "spatial" and choice.layer.name.startswith("conv")
+        if bad:
+            slow.add((choice.layer.name, choice.method.name))
+        return (1.2, "slower") if bad else (0.6, "faster")
+
+    monkeypatch.setattr(Clock, "_time", verdict)
+    small = compress(before, "factorize:macs=0.6,images=0,reconstruct=0,multiple=2,epochs=0,stopwatch=onnx", data)
+    report = small.steps[-1]["report"]
+    assert slow
+    assert not any(row["layer"].startswith("conv") and row["method"] == "spatial" for row in report["layers"])
+    assert {(row["layer"], row["method"]) for row in report["not_faster"]} == slow
+    assert cost_of(small.module()).macs <= 0.6 * cost_of(before.module()).macs
+
+
+def test_the_clock_times_a_layer_against_its_chain() -> None:
+    """Truly measured: a chain of a quarter of a large layer's MACs is faster, and one of rank 1 by far."""
+    layer = Layer("n", "l", "w", 64, 64, (3, 3), (1, 1), (1, 1), (1, 1), (28, 28))
+    stages = method("channel").stages(layer, 4)
+    choice = Choice(layer, method("channel"), 4, chain_macs(stages, layer.space), chain_parameters(stages), 0.5)
+    assert Clock("onnx").not_faster({"n": choice, "other": whole(layer)}) == {}
