@@ -315,6 +315,35 @@ def trained() -> list[str]:
     return lines
 
 
+def zoo() -> list[str]:
+    """What compact architectures buy: counts, parity and latency of every network."""
+    found = result("zoo")
+    networks = found["networks"]
+    first = next(iter(networks.values()))
+    lines = [
+        f"**The zoo** (random weights; {machine(first)}; published figures in brackets, their sources in "
+        "`edgekit/testing/published.py`; max |Δ| of the outputs over the three float32 files against torch), "
+        "`python benches/zoo.py`:",
+        "",
+        "| network | parameters, M | MACs, M | max \\|Δ\\| | torch ms | ONNX Runtime ms | LiteRT ms | ncnn ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in networks.items():
+        published = row["published"] or {"parameters": "", "macs": ""}
+        macs = published["macs"] + (" operations" if published.get("operations") == 2 else "")
+        shown = [(row["parameters"], published["parameters"]), (row["macs"], macs)]
+        counts = [f"{count / 1e6:.4g}" + (f" ({printed})" if printed else "") for count, printed in shown]
+        parity = [export["max_abs"] for export in row["exports"].values() if "max_abs" in export]
+        refused = [kind for kind, export in row["exports"].items() if "refused" in export]
+        worst = f"{max(parity):.0e}" + (f" (refused: {', '.join(refused)})" if refused else "")
+        times = [
+            row["latency"].get(runtime, {}).get("p50_ms") for runtime in ("torch", "onnxruntime", "tflite", "ncnn")
+        ]
+        cells = [name, *counts, worst, *("" if time is None else f"{time:.3g}" for time in times)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def memory() -> list[str]:
     """Calibration in bounded memory."""
     rows = result("calibration_memory")["rows"]
@@ -346,7 +375,7 @@ def tables() -> str:
         "resnet20": resnet20, "pruned_widths": pruned_widths, "quantize_cifar": quantized_cifar,
         "quantize_imagenet": quantized_imagenet, "int8_speed": int8_speed, "codebook": codebooks, "qat": trained,
         "resnet56": resnet56, "classes": few_classes, "pruned_speed": pruned_speed, "prune_weights": pruned_weights,
-        "fusion": fusion, "sparse_speed": sparse_speed,
+        "fusion": fusion, "sparse_speed": sparse_speed, "zoo": zoo,
         "calibration_memory": memory, "startup": others,
     }  # fmt: skip
     # What was not measured has no table.

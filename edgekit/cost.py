@@ -118,11 +118,22 @@ def matrix_product_and_sum(node: Node) -> int:
     return elements(node) * int(_value(node.args[1]).shape[-1])
 
 
-_MOVES_NOTHING = {
+@rule(aten.lstm.input, aten.gru.input)
+def recurrent(node: Node) -> int:
+    """In each time step every weight of every layer is used once; the products of gates are element-wise."""
+    source, _, weights, *_, batch_first = node.args
+    steps = int(_value(source).shape[1 if batch_first else 0])
+    return steps * sum(_value(weight).numel() for weight in weights if _value(weight).dim() == 2)
+
+
+_SHAPES = {
     aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.dim, aten.squeeze.dims,
-    aten.unsqueeze.default, aten.permute.default, aten.transpose.int, aten.dropout.default, aten.contiguous.default,
-    aten.detach.default, aten.to.dtype, aten.index.Tensor, aten.sym_size.int, aten.expand.default,
-    aten.zeros_like.default, aten.masked_scatter.default,
+    aten.unsqueeze.default, aten.permute.default, aten.transpose.int, aten.expand.default, aten.unflatten.int,
+    aten.select.int,
+}  # fmt: skip
+_MOVES_NOTHING = _SHAPES | {
+    aten.dropout.default, aten.contiguous.default, aten.detach.default, aten.to.dtype, aten.index.Tensor,
+    aten.sym_size.int, aten.zeros_like.default, aten.zeros.default, aten.masked_scatter.default,
     quantized.quantize_per_tensor.default,
     quantized.dequantize_per_tensor.default, quantized.quantize_per_channel.default,
     quantized.dequantize_per_channel.default,
@@ -149,7 +160,10 @@ def cost_of(program: ExportedProgram | GraphModule) -> Cost:
     layers, uncounted = [], []
     counted: set[str] = set()
     for node in module.graph.nodes:
-        if node.op != "call_function" or node.target in _MOVES_NOTHING or not hasattr(node.target, "_schema"):
+        if node.op != "call_function" or not hasattr(node.target, "_schema"):
+            continue
+        # A parameter whose shape is changed, such as a class token, is read there.
+        if node.target in _MOVES_NOTHING and not (node.target in _SHAPES and node.args[0].op == "get_attr"):
             continue
         stored = _stored(node)
         parameters = sum(
@@ -162,7 +176,7 @@ def cost_of(program: ExportedProgram | GraphModule) -> Cost:
         )
         counted.update(name for name, _ in stored)
         macs_rule = MACS.get(node.target)
-        if macs_rule is None and node.target not in _NO_MACS:
+        if macs_rule is None and node.target not in _NO_MACS | _SHAPES:
             uncounted.append(f"{node.target} at {layer_name(node)}")
         inputs = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
         layers.append(
@@ -225,7 +239,7 @@ def elements(node: Any) -> int:
     """Elements of a node's value for one input: the free batch counts as 1, a parameter as it is."""
     value = node.meta.get("val")
     if isinstance(value, (list, tuple)):
-        return sum(math.prod(int(s) for s in v.shape[1:]) for v in value)
+        return sum(math.prod(int(size) if isinstance(size, int) else 1 for size in v.shape[1:]) for v in value)
     if not isinstance(value, torch.Tensor):
         return 0
     return math.prod(int(size) if isinstance(size, int) else 1 for size in value.shape)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgekit.compress.rewrite import sequence_mean_to_pool, strided_slice_to_pool
+from edgekit.compress.rewrite import average_inside, sequence_mean_to_pool, strided_slice_to_pool
 from edgekit.errors import ExportError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.lowering import (
@@ -65,6 +65,7 @@ class NcnnExporter(Exporter):
             notes.append("weights are stored in float16; the CPU computes in float32 unless it has float16 arithmetic")
         if strided_slice_to_pool(module):
             notes.append("strided slices are written as max pooling of kernel 1: exact")
+        average_inside(module)
         if sequence_mean_to_pool(module):
             notes.append("means over a sequence are written as pooling: exact")
         if precision == "int8":

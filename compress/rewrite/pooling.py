@@ -57,6 +57,24 @@ def strided_slice_to_pool(module: GraphModule) -> int:
     return changed
 
 
+def average_inside(module: GraphModule) -> int:
+    """Tells average poolings that round their size up to count what lies inside the map, in place; returns how many.
+
+    Exact without padding: torch never counts what a window covers beyond the map. ncnn does unless it is told not to.
+    """
+    changed = 0
+    for node in list(module.graph.nodes):
+        # Arguments: input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override.
+        if node.target is not aten.avg_pool2d.default or len(node.args) < 5 or not node.args[4]:
+            continue
+        arguments = [*node.args, *(True, None)[len(node.args) - 5 :]]
+        if not any(arguments[3]) and arguments[5] and arguments[6] is None:
+            node.args = (*arguments[:5], False)
+            changed += 1
+    finish(module)
+    return changed
+
+
 def sequence_mean_to_pool(module: GraphModule) -> int:
     """Writes the mean of a 3-dimensional tensor over one dimension as a pooling over its last, in place; returns how many.
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _CIFAR_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _DIGITS = tuple(str(digit) for digit in range(10))
+_KEYWORDS = ("silence", "unknown", "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,18 @@ def _shufflenet_v2(width: float) -> ZooEntry:
     )
 
 
+def _keyword(name: str, summary: str, factory: str, shape: tuple[int, int], paper: str, **settings: Any) -> ZooEntry:
+    return ZooEntry(
+        name=f"keyword-{name}",
+        summary=summary,
+        factory=f"edgekit.zoo.{factory}",
+        settings=settings,
+        input_shape=shape,
+        labels=_KEYWORDS,
+        paper=paper,
+    )
+
+
 _ENTRIES = (
     ZooEntry(
         name="digits-cnn",
@@ -168,6 +181,18 @@ _ENTRIES = (
     *(_shufflenet_v1(groups) for groups in (1, 2, 3, 4, 8)),
     *(_shufflenet_v2(width) for width in (0.5, 1.0, 1.5, 2.0)),
     _imagenet("ghostnet", "GhostNet 1.0, 224", "ghostnet:GhostNet", "Han et al., CVPR 2020"),
+    _keyword(
+        "lstm", "LSTM keyword spotter, 49 × 10 cepstral coefficients", "keyword_rnn:KeywordRnn", (49, 10),
+        "Zhang et al., arXiv:1711.07128", kind="lstm", cells=118,
+    ),
+    _keyword(
+        "gru", "GRU keyword spotter, 25 × 10 cepstral coefficients", "keyword_rnn:KeywordRnn", (25, 10),
+        "Zhang et al., arXiv:1711.07128", kind="gru", cells=154,
+    ),
+    _keyword(
+        "transformer", "Keyword Transformer KWT-1, 98 × 40 cepstral coefficients",
+        "keyword_transformer:KeywordTransformer", (98, 40), "Berg, O'Connor and Cruz, Interspeech 2021",
+    ),
 )  # fmt: skip
 ENTRIES: Mapping[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}
 """Every network by its name; tests run over all of them."""

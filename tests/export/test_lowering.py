@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgekit.compress.rewrite import sequence_mean_to_pool
+from edgekit.bundle import Bundle
+from edgekit.compress.rewrite import average_inside, sequence_mean_to_pool
 from edgekit.cost import cost_of
 from edgekit.export.exporter import EXPORTERS
 from edgekit.export.lowering import pack_bits
@@ -109,3 +110,28 @@ def test_means_over_the_batch_or_two_dimensions_are_left() -> None:
             return x.mean((1, 2)) + x.unsqueeze(1).mean((2, 3)).flatten(1)[:, 0]
 
     assert sequence_mean_to_pool(trainable(export_program(Means(), (5, 7)))) == 0
+
+
+def test_averages_that_round_up_count_what_is_inside_in_ncnn(tmp_path: Path) -> None:
+    class Averages(nn.Module):
+        """The first one's last window covers a column beyond the map; the second pads, and counts what it pads."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+            self.head = nn.Linear(8 * 5 * 5, networks.CLASSES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.avg_pool2d(self.conv(x), 3, 2, ceil_mode=True)
+            return self.head(F.avg_pool2d(x, 2, 2, 1).flatten(1))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        program = export_program(Averages(), networks.INPUT_SHAPE)
+    module, x = trainable(program), networks.images(8)
+    expected = module(x)
+    assert average_inside(module) == 1
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=0)
+    bundle = Bundle(program, networks.INPUT_SHAPE).with_samples(x.numpy(), np.zeros(len(x), np.int64))
+    (file,) = export(bundle, "ncnn", output=tmp_path)
+    assert file.parity["agreement"]["max_abs"] < 1e-5
