@@ -10,12 +10,18 @@ from edgekit.compress.rewrite.batch_norm import fold_batch_norm
 from edgekit.compress.rewrite.branches import merge_branches
 from edgekit.compress.rewrite.edit import finish, replace_by_tensor
 from edgekit.compress.rewrite.identities import remove_dead_code, remove_dropout, remove_identities
-from edgekit.compress.rewrite.pooling import global_pool_to_mean, sequence_mean_to_pool, strided_slice_to_pool
+from edgekit.compress.rewrite.pooling import (
+    average_inside,
+    global_pool_to_mean,
+    sequence_mean_to_pool,
+    strided_slice_to_pool,
+)
 from edgekit.compress.rewrite.sequences import merge_sequences
 from edgekit.compress.rewrite.siblings import merge_siblings
 from edgekit.compress.rewrite.splits import hoist_over_splits, remove_splits_before_concatenation
 
 __all__ = [
+    "average_inside",
     "finish",
     "fold_batch_norm",
     "global_pool_to_mean",

@@ -54,6 +54,7 @@ class Trial:
         meets: Whether the goal is met.
         seconds: What the trial took.
         failed: Why it has no figures.
+        notes: What its steps reported, the layer with the most noise of a quantized network among it.
     """
 
     candidate: Candidate
@@ -66,6 +67,7 @@ class Trial:
     meets: bool = False
     seconds: float = 0.0
     failed: str = ""
+    notes: tuple[str, ...] = ()
 
     def share(self, goal: Goal) -> float | None:
         """What is left of what the goal limits."""
@@ -283,12 +285,25 @@ class _Judge:
             candidate, settled, drop, error, cost.bytes / self._cost.bytes, cost.macs / max(self._cost.macs, 1), latency
         )
         reached = trial.share(self._goal)
-        return replace(trial, meets=reached is not None and reached <= self._goal.share)
+        notes = tuple(note for applied in made.steps[-len(steps) :] for note in _noted(applied["report"]))
+        return replace(trial, meets=reached is not None and reached <= self._goal.share, notes=notes)
 
     def _evaluated(self, bundle: Bundle) -> Evaluation:
         return evaluate(
             bundle.module(), self._dataset.validation, bundle.preprocessing, limit=self._images, progress=self._progress
         )
+
+
+def _noted(report: dict[str, Any]) -> list[str]:
+    """What a step's report says in words, and the most sensitive layer where it quantized."""
+    noted = list(report.get("notes", []))
+    if layers := report.get("quantized_layers"):
+        worst = min(layers, key=lambda row: row["sqnr_db"])
+        noted.append(
+            f"of the integer layers {worst['layer']} has the most noise: {worst['sqnr_db']:.0f} dB of signal over it "
+            "(`edgekit inspect --sensitivity quantize` has all)"
+        )
+    return noted
 
 
 def _settled(step: Step, applied: dict[str, Any]) -> Step:
@@ -365,7 +380,11 @@ def _notes(
         )
     elif drop > max_drop:
         long = budget * 60 < epoch_seconds
-        why = f"an epoch takes about {_duration(epoch_seconds)}" if long else "its steps have no training"
+        why = (
+            f"an epoch takes about {_duration(epoch_seconds)} (--budget-minutes)"
+            if long
+            else "its steps have no training"
+        )
         notes.append(f"it loses {drop:.2f} points, more than {max_drop:g}, and the recipe does not train: {why}")
     if goal.measure == "macs" and not probe.failed:
         notes.append(

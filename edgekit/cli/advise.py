@@ -97,8 +97,8 @@ def _show(found: Advice, model: str, data: str, output: Path | None) -> None:
     title = f"measured: {found.goal}, untrained, on {found.images} validation images ({found.top1:.2f} % before)"
     render.table(title, [columns[i] for i in keep], [[row[i] for i in keep] for row in rows])
     for trial in found.trials:
-        if trial.failed:
-            say(f"{trial.candidate.name}: {trial.failed}", soft_wrap=True, markup=False)
+        for said in ([trial.failed] if trial.failed else []) + list(trial.notes):
+            say(f"{trial.candidate.name}: {said}", soft_wrap=True, markup=False)
     say()
     forecasts = ", ".join(f"{one.runtime} {one.verdict}" for one in found.forecasts if one.runtime != "torch")
     say(f"[bold]forecast, not measured[/bold]: int8 here is: {forecasts}", soft_wrap=True)

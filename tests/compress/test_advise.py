@@ -147,6 +147,7 @@ def test_the_recipe_runs_and_meets_the_goal(before: Bundle, data: Dataset, tmp_p
     for trial in advice.trials:
         assert trial.failed == ""
         assert trial.meets == (trial.size is not None and trial.size <= 0.24)
+    assert "has the most noise" in advice.trials[0].notes[-1]
     assert not advice.trials[0].meets, "int8 alone leaves a little more than a quarter"
     assert advice.chosen is not None
     assert advice.epochs == 0
