@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
 from edgekit.compress.distill.method import Seen
-from edgekit.compress.distill.settings import BEFORE, split_reference
+from edgekit.compress.distill.settings import BEFORE, EMA, Distillation, split_reference
 from edgekit.compress.distill.taps import Look
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.program import set_training
@@ -98,6 +98,12 @@ def load_teacher(reference: str, before: Bundle) -> Bundle:
             f"the teacher {reference!r} has random weights", f"Give its weights behind an @: {model}@FILE.safetensors."
         )
     return bundle if knows_its_images else replace(bundle, preprocessing=before.preprocessing)
+
+
+def refuse_unfit_teachers(settings: Distillation | float, student: Bundle) -> None:
+    """For steps that work long before they train: raises now what :class:`Teacher` or loading one would raise then."""
+    if isinstance(settings, Distillation) and not {BEFORE, EMA} & set(settings.references):
+        Teacher([load_teacher(reference, student) for reference in settings.references], student)
 
 
 def _classes(teacher: Bundle, student: Bundle) -> list[int] | None:

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from edgekit.bundle import Bundle
 from edgekit.compress import samples
 from edgekit.compress.distill.settings import Distillation, distillation
+from edgekit.compress.distill.teacher import refuse_unfit_teachers
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.flow import Flow, analyse
 from edgekit.compress.prune.importance import FROM_DATA, Batches, Importance, class_scores
@@ -124,6 +125,7 @@ class PruneChannels(Step):
 
     def requires(self, bundle: Bundle) -> None:
         needs_float_weights(self, bundle)
+        refuse_unfit_teachers(self.distill, bundle)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         if self.epochs or (self.rounds > 1 and self.between):

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
 from edgekit.compress.distill.settings import Distillation, distillation
+from edgekit.compress.distill.teacher import refuse_unfit_teachers
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.layers import own_weights
 from edgekit.compress.prune.sparse import mask_bits, put_sparse
@@ -90,6 +91,7 @@ class PruneWeights(Step):
 
     def requires(self, bundle: Bundle) -> None:
         needs_float_weights(self, bundle)
+        refuse_unfit_teachers(self.distill, bundle)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         if self.epochs or self.ramp:

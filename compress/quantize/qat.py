@@ -12,6 +12,7 @@ import torch
 
 from edgekit.bundle import Bundle
 from edgekit.compress.distill.settings import Distillation, distillation
+from edgekit.compress.distill.teacher import refuse_unfit_teachers
 from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.errors import StepError
 
@@ -73,6 +74,7 @@ class QuantizationAwareTraining(Step):
 
     def requires(self, bundle: Bundle) -> None:
         needs_float_weights(self, bundle)
+        refuse_unfit_teachers(self.distill, bundle)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         from edgekit.compress.distill.loss import distillation_loss

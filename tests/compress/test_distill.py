@@ -354,6 +354,8 @@ def test_teachers_that_do_not_fit_are_refused_with_a_remedy(before: Bundle, few:
     assert "zoo:resnet20-cifar@FILE" in caught.value.remedy
     with pytest.raises(UsageError, match="the teacher 'nowhere'"):
         compress(before, "distill:teacher=nowhere,epochs=1", few)
+    with pytest.raises(UsageError, match="the teacher 'nowhere'"):
+        parse_step("prune-channels:macs=0.5,distill=[teacher=nowhere]").requires(before)
     with pytest.raises(UsageError, match="looks into one teacher"):
         compress(before, "distill:teacher=zoo:digits-cnn+zoo:digits-cnn,method=hints,epochs=1", few)
 

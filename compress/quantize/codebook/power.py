@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
 from edgekit.compress.distill.settings import Distillation, distillation
+from edgekit.compress.distill.teacher import refuse_unfit_teachers
 from edgekit.compress.layers import own_weights
 from edgekit.compress.quantize.codebook.coding import entropy_bits, fixed_bits, put_codes
 from edgekit.compress.rewrite import finish, fold_batch_norm, remove_dropout
@@ -59,6 +60,7 @@ class PowersOfTwo(Step):
 
     def requires(self, bundle: Bundle) -> None:
         needs_float_weights(self, bundle)
+        refuse_unfit_teachers(self.distill, bundle)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         module = bundle.module()

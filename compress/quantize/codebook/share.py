@@ -10,6 +10,7 @@ import torch
 
 from edgekit.bundle import Bundle
 from edgekit.compress.distill.settings import Distillation, distillation
+from edgekit.compress.distill.teacher import refuse_unfit_teachers
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.layers import own_weights
 from edgekit.compress.quantize.codebook.coding import MOST_ENTRIES, entropy_bits, fixed_bits, put_codes
@@ -56,6 +57,7 @@ class ShareWeights(Step):
 
     def requires(self, bundle: Bundle) -> None:
         needs_float_weights(self, bundle)
+        refuse_unfit_teachers(self.distill, bundle)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         module = bundle.module()
