@@ -257,6 +257,32 @@ def sparse_speed() -> list[str]:
     ]
 
 
+def arm() -> list[str]:
+    """Accuracy and instructions on emulated ARM CPUs."""
+    found = result("arm")
+    cells = list(found["cells"].items())
+    widest = max((row["spread"] for _, row in cells if "spread" in row), default=0.0)
+    lines = [
+        f"**ResNet-20 on ARM, emulated** ({found['test_images']} test images; millions of instructions of one inference, in any "
+        f"run within {100 * widest:.2f} %; no times: an emulator's mean nothing), `python benches/arm.py`:",
+        "",
+        "| CPU | file | runtime | all | loads, stores | NEON float | NEON integer | dot product | top-1 (on x86) | max Δ from x86 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for key, row in cells:
+        cpu, bundle, _ = key.split("/")
+        if "error" in row:
+            lines.append(f"| {cpu} | {bundle} | {NAMES[row['runtime']]} | {row['error']} ||||||| |")
+            continue
+        kinds = ("total", "memory", "neon_float", "neon_integer", "dot_product")
+        counts = " | ".join(f"{row['instructions'][kind] / 1e6:.2f}" for kind in kinds)
+        lines.append(
+            f"| {cpu} | {bundle} | {NAMES[row['runtime']]} | {counts} | {row['top1']:.1f} % ({row['top1_here']:.1f} %) | "
+            f"{row['max_abs_from_here']:.1g} |"
+        )
+    return lines
+
+
 def pruned_weights() -> list[str]:
     """Weight pruning."""
     found = result("prune_weights")
@@ -325,7 +351,7 @@ def tables() -> str:
         "resnet20": resnet20, "pruned_widths": pruned_widths, "quantize_cifar": quantized_cifar,
         "quantize_imagenet": quantized_imagenet, "int8_speed": int8_speed, "codebook": codebooks, "qat": trained,
         "resnet56": resnet56, "classes": few_classes, "pruned_speed": pruned_speed, "prune_weights": pruned_weights,
-        "sparse_speed": sparse_speed,
+        "sparse_speed": sparse_speed, "arm": arm,
         "calibration_memory": memory, "startup": others,
     }  # fmt: skip
     # What was not measured has no table.
