@@ -53,14 +53,18 @@ class Refit:
         return asdict(self)
 
 
-def kept_positions(flow: Flow, removed: set[int]) -> dict[str, torch.Tensor]:
-    """For each node whose value has channels that may be cut, the positions along them that stay; ask before the cut."""
+Stays = Mapping[str, tuple[int, torch.Tensor]]
+"""For nodes by name: the dimension of their values that holds channels, and the positions along it that stay."""
+
+
+def kept_positions(flow: Flow, removed: set[int]) -> dict[str, tuple[int, torch.Tensor]]:
+    """What stays of each node whose value has channels that may be cut; ask before the cut."""
     found = {}
     for node in flow.module.graph.nodes:
         labels = flow.labels(node)
         if isinstance(labels, Labels):
             stays = [root not in removed for root in flow.roots(labels.ids).tolist()]
-            found[node.name] = torch.from_numpy(np.flatnonzero(stays))
+            found[node.name] = labels.dim, torch.from_numpy(np.flatnonzero(stays))
     return found
 
 
@@ -78,7 +82,7 @@ def _is_tensor(node: Node) -> bool:
 def reconstruct(
     floats: GraphModule,
     module: GraphModule,
-    kept: Mapping[str, torch.Tensor],
+    kept: Stays,
     images: np.ndarray,
     *,
     seed: int = 0,
@@ -109,7 +113,7 @@ def reconstruct(
     with torch.no_grad():
         for name, _ in walk.steps():
             node, weight = layers[name]
-            wanted = [_chosen(twins[name], value, kept.get(name)) for value in reference.value(name)]
+            wanted = [_chosen(value, kept.get(name)) for value in reference.value(name)]
             joint, twin = joints[name]
             if joint is not None and twin is not None:
                 now = walk.now(joint.other)
@@ -153,10 +157,8 @@ def _only_reader(node: Node) -> Node | None:
     return users[0] if len(users) == 1 else None
 
 
-def _chosen(node: Node, value: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-    if positions is None:
-        return value
-    return value.index_select(value.dim() - 1 if node.target is aten.linear.default else 1, positions)
+def _chosen(value: torch.Tensor, stays: tuple[int, torch.Tensor] | None) -> torch.Tensor:
+    return value if stays is None else value.index_select(*stays)
 
 
 def _with_the_shortcuts_loss(
@@ -165,10 +167,9 @@ def _with_the_shortcuts_loss(
     wanted: list[torch.Tensor],
     was: list[torch.Tensor],
     now: list[torch.Tensor],
-    kept: Mapping[str, torch.Tensor],
+    kept: Stays,
 ) -> list[torch.Tensor]:
-    positions = kept.get(joint.other.name)
-    was = [_chosen(joint.other, value, positions) for value in was]
+    was = [_chosen(value, kept.get(joint.other.name)) for value in was]
     if any(a.shape != b.shape or a.shape != w.shape for a, b, w in zip(was, now, wanted, strict=True)):
         return wanted  # added by broadcasting
     if joint.norm is None:
