@@ -23,7 +23,7 @@ from edgekit.compress.compact.depth import Removal
 from edgekit.compress.compact.replacement import Measure, Offer, Replaced, replace_until
 from edgekit.compress.prune.channels import PruneChannels, choose
 from edgekit.compress.prune.importance import Batches
-from edgekit.compress.prune.reconstruct import kept_positions, reconstruct
+from edgekit.compress.prune.reconstruct import Stays, kept_positions, reconstruct
 from edgekit.compress.prune.surgery import cut
 from edgekit.cost import Cost, cost_of
 from edgekit.errors import StepError
@@ -114,7 +114,7 @@ def assemble(parts: Parts, mix: Sequence[Way], share: float, measure: Measure, *
     removed: list[Removal] = []
     replaced: list[Replaced] = []
     channels, aim = 1.0, 1.0
-    kept: dict[str, torch.Tensor] = {}
+    kept: Stays = {}
     for position, way in enumerate(mix):
         # What comes later makes good for what large portions leave.
         round_off = position + 1 < len(mix)

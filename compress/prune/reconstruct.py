@@ -56,14 +56,18 @@ class Refit:
         return asdict(self)
 
 
-def kept_positions(flow: Flow, removed: set[int]) -> dict[str, torch.Tensor]:
-    """For each node whose value has channels that may be cut, the positions along them that stay; ask before the cut."""
+Stays = Mapping[str, tuple[int, torch.Tensor]]
+"""For nodes by name: the dimension of their values that holds channels, and the positions along it that stay."""
+
+
+def kept_positions(flow: Flow, removed: set[int]) -> dict[str, tuple[int, torch.Tensor]]:
+    """What stays of each node whose value has channels that may be cut; ask before the cut."""
     found = {}
     for node in flow.module.graph.nodes:
         labels = flow.labels(node)
         if isinstance(labels, Labels):
             stays = [root not in removed for root in flow.roots(labels.ids).tolist()]
-            found[node.name] = torch.from_numpy(np.flatnonzero(stays))
+            found[node.name] = labels.dim, torch.from_numpy(np.flatnonzero(stays))
     return found
 
 
@@ -81,7 +85,7 @@ def _is_tensor(node: Node) -> bool:
 def reconstruct(
     floats: GraphModule,
     module: GraphModule,
-    kept: Mapping[str, torch.Tensor],
+    kept: Stays,
     images: np.ndarray,
     *,
     rectified: bool = False,
@@ -114,7 +118,7 @@ def reconstruct(
     with torch.no_grad():
         for name, _ in walk.steps():
             node, weight = layers[name]
-            wanted = [_chosen(twins[name], value, kept.get(name)) for value in reference.value(name)]
+            wanted = [_chosen(value, kept.get(name)) for value in reference.value(name)]
             joint, twin = joints[name]
             if joint is not None and twin is not None:
                 now = walk.now(joint.other)
@@ -157,10 +161,8 @@ def _shortcut(node: Node) -> _Joint | None:
     return _Joint(others[0], norm) if len(others) == 1 and others[0].op == "call_function" else None
 
 
-def _chosen(node: Node, value: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-    if positions is None:
-        return value
-    return value.index_select(value.dim() - 1 if node.target is aten.linear.default else 1, positions)
+def _chosen(value: torch.Tensor, stays: tuple[int, torch.Tensor] | None) -> torch.Tensor:
+    return value if stays is None else value.index_select(*stays)
 
 
 def _with_the_shortcuts_loss(
@@ -169,10 +171,9 @@ def _with_the_shortcuts_loss(
     wanted: list[torch.Tensor],
     was: list[torch.Tensor],
     now: list[torch.Tensor],
-    kept: Mapping[str, torch.Tensor],
+    kept: Stays,
 ) -> list[torch.Tensor]:
-    positions = kept.get(joint.other.name)
-    was = [_chosen(joint.other, value, positions) for value in was]
+    was = [_chosen(value, kept.get(joint.other.name)) for value in was]
     if any(a.shape != b.shape or a.shape != w.shape for a, b, w in zip(was, now, wanted, strict=True)):
         return wanted  # added by broadcasting
     if joint.norm is None:
@@ -224,7 +225,7 @@ def _is_rectified(node: Node, joint: _Joint | None) -> bool:
 
 
 def _of_norm(
-    module: GraphModule, norm: Node | None, positions: torch.Tensor | None = None
+    module: GraphModule, norm: Node | None, stays: tuple[int, torch.Tensor] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gain and shift of a batch norm; 1 and 0 where there is none."""
     if norm is None or norm.target is not aten.batch_norm.default:
@@ -234,7 +235,7 @@ def _of_norm(
     shift = -gain * attribute(module, str(mean.target))
     if isinstance(beta, Node):
         shift = shift + attribute(module, str(beta.target))
-    return (gain, shift) if positions is None else (gain[positions], shift[positions])
+    return (gain, shift) if stays is None else (gain[stays[1]], shift[stays[1]])
 
 
 def _fit_rectified(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from edgekit.bundle import Bundle
 from edgekit.compress.pipeline import compress
+from edgekit.compress.prune.channels import PruneChannels, prune
 from edgekit.compress.prune.flow import analyse
 from edgekit.compress.prune.importance import class_scores
 from edgekit.compress.prune.moments import is_dense, moments
@@ -75,6 +76,19 @@ def test_nothing_cut_nothing_changed(name: str) -> None:
     reconstruct(floats, module, kept, x.numpy())
     with torch.no_grad():
         torch.testing.assert_close(module(x), floats(x), rtol=1e-3, atol=1e-3)
+
+
+def test_channels_in_the_last_dimension_are_refitted_too() -> None:
+    """In a transformer the sum with the shortcut has its channels behind the positions."""
+    floats = trainable(export_program(networks.make("attention"), networks.INPUT_SHAPE))
+    x = networks.images(64)
+    errors = []
+    for images in (None, x.numpy()):
+        module = duplicate(floats)
+        prune(module, PruneChannels(macs=0.6, multiple=1), images=images)
+        with torch.no_grad():
+            errors.append(float(((module(x) - floats(x)) ** 2).mean()))
+    assert errors[1] < 0.5 * errors[0]
 
 
 @pytest.mark.parametrize("importance", ["l2", "fisher", "lasso"])
