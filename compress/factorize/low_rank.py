@@ -283,7 +283,8 @@ class Factorize(Step):
             return bundle.with_module(_replaced(bundle.module(), plan, found))
 
         share, trials = meet(Stopwatch(bundle, format, progress=context.progress), goal, self.multiple, cut_to)
-        timed = {"format": format, "goal": goal, "macs": share, "trials": [t.to_dict() for t in trials]}
+        settled = {"measure": "macs", "share": share, "multiple": self.multiple}
+        timed = {"settled": settled, "format": format, "goal": goal, "trials": [t.to_dict() for t in trials]}
         return plan_for(share, "macs"), {"stopwatch": timed}
 
     def ensures(self, before: Bundle, after: Bundle) -> None:

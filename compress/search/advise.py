@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgekit.bundle import Bundle
+from edgekit.compress.factorize.low_rank import Factorize
 from edgekit.compress.pipeline import compress
 from edgekit.compress.prune.channels import PruneChannels
 from edgekit.compress.prune.stopwatch import Stopwatch
@@ -309,7 +310,7 @@ def _noted(report: dict[str, Any]) -> list[str]:
 def _settled(step: Step, applied: dict[str, Any]) -> Step:
     """The step with what the stopwatch chose in place of its goal: it need not be measured again to repeat it."""
     found = applied["report"].get("stopwatch")
-    if found is None or not isinstance(step, PruneChannels):
+    if found is None or not isinstance(step, (PruneChannels, Factorize)):
         return step
     settled = found["settled"]
     return replace(step, latency=None, multiple=settled["multiple"], **{settled["measure"]: settled["share"]})

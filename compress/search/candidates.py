@@ -58,6 +58,10 @@ CANDIDATES: tuple[Candidate, ...] = (
         ("size", "latency"), "both, each doing a part of the work", with_int8=True,
     ),
     Candidate(
+        "low rank", "low rank", ("factorize:{limit},epochs=0",), ("size", "macs", "latency"),
+        "more and smaller layers: fewer MACs, and not always faster",
+    ),
+    Candidate(
         "fewer bits", "quantization", ("quantize:size={share},images=256",), ("size",),
         "2 to 8 bits by each layer's sensitivity; less than 8 save bytes and no time", below=0.26,
     ),

@@ -85,12 +85,12 @@ def test_only_what_can_reach_the_goal_is_tried() -> None:
     def names(goal: Goal, int8: float | None) -> list[str]:
         return [candidate.name for candidate in candidates_for(goal, int8)]
 
-    assert names(Goal("macs", 0.5), None) == ["fewer channels"]
-    assert names(Goal("size", 0.5), 0.26) == ["int8", "fewer channels", "shared values", "zeros"]
+    assert names(Goal("macs", 0.5), None) == ["fewer channels", "low rank"]
+    assert names(Goal("size", 0.5), 0.26) == ["int8", "fewer channels", "low rank", "shared values", "zeros"]
     assert "fewer channels, int8" in names(Goal("size", 0.25), 0.26)
     assert "one-bit weights" in names(Goal("size", 0.05), 0.26)
     # int8 that slows the network down helps no one.
-    assert names(Goal("latency", 0.5, "ncnn"), 1.1) == ["int8", "fewer channels"]
+    assert names(Goal("latency", 0.5, "ncnn"), 1.1) == ["int8", "fewer channels", "low rank"]
 
 
 def test_facts_and_rules_of_a_network_by_hand() -> None:

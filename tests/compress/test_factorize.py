@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from edgekit.compress.factorize.ranks import by_energy, uniform, within
 from edgekit.compress.factorize.replace import replace
 from edgekit.compress.factorize.statistics import Patches, measure
 from edgekit.compress.pipeline import compress
+from edgekit.compress.prune.stopwatch import Stopwatch
 from edgekit.compress.rewrite import finish
 from edgekit.compress.step import parse_step
 from edgekit.cost import cost_of
@@ -28,6 +30,7 @@ from edgekit.data.dataset import Dataset, to_inputs
 from edgekit.errors import StepError, UsageError
 from edgekit.evaluation import evaluate
 from edgekit.program import export_program, trainable
+from edgekit.runtimes.measure import Comparison
 from edgekit.testing import networks
 
 LAYER = Layer("node", "layer", "layer.weight", 12, 16, (3, 3), (1, 1), (1, 1), (1, 1), (10, 10))
@@ -344,3 +347,19 @@ def test_the_clock_times_a_layer_against_its_chain() -> None:
     stages = method("channel").stages(layer, 4)
     choice = Choice(layer, method("channel"), 4, chain_macs(stages, layer.space), chain_parameters(stages), 0.5)
     assert Clock("onnx").not_faster({"n": choice, "other": whole(layer)}) == {}
+
+
+def test_a_goal_in_latency_is_settled_by_trials(before: Bundle, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock by which time goes with the MACs and a fixed part: the goal is met, and the report says by which share."""
+
+    def ratios(self: Stopwatch, bundles: Iterable[Bundle]) -> list[Comparison]:
+        whole = cost_of(before.module()).macs
+        times = [0.2 + 0.8 * cost_of(bundle.module()).macs / whole for bundle in bundles]
+        return [Comparison("small", "whole", t, t - 0.01, t + 0.01, "faster") for t in times]
+
+    monkeypatch.setattr(Stopwatch, "ratios", ratios)
+    small = compress(before, "factorize:latency=0.7@onnx,images=0,reconstruct=0,multiple=2,epochs=0", data)
+    found = small.steps[-1]["report"]["stopwatch"]
+    left = cost_of(small.module()).macs / cost_of(before.module()).macs
+    assert 0.66 <= 0.2 + 0.8 * left <= 0.7
+    assert left <= found["settled"]["share"]
