@@ -355,7 +355,8 @@ def test_a_goal_in_latency_is_settled_by_trials(before: Bundle, data: Dataset, m
     def ratios(self: Stopwatch, bundles: Iterable[Bundle]) -> list[Comparison]:
         whole = cost_of(before.module()).macs
         times = [0.2 + 0.8 * cost_of(bundle.module()).macs / whole for bundle in bundles]
-        return [Comparison("small", "whole", t, t - 0.01, t + 0.01, "faster") for t in times]
+        one = {"label": "small", "baseline": "whole", "verdict": "faster"}
+        return [Comparison(**one, ratio=t, low=t - 0.01, high=t + 0.01) for t in times]
 
     monkeypatch.setattr(Stopwatch, "ratios", ratios)
     small = compress(before, "factorize:latency=0.7@onnx,images=0,reconstruct=0,multiple=2,epochs=0", data)
