@@ -14,10 +14,10 @@ import torch
 from edgekit.bundle import Bundle
 from edgekit.compress.compact.assemble import TOLERANCE, WAYS, Parts, Student, Way, assemble, mixes
 from edgekit.compress.compact.blocks import find_blocks
-from edgekit.compress.compact.depth import removal_order
+from edgekit.compress.compact.depth import Removal, removal_order
 from edgekit.compress.compact.judge import Judge
 from edgekit.compress.compact.latency import aims
-from edgekit.compress.compact.replacement import KINDS, Kind, Measure, offers
+from edgekit.compress.compact.replacement import KINDS, Kind, Measure, Offer, offers
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.channels import PruneChannels
 from edgekit.compress.prune.flow import analyse
@@ -192,7 +192,8 @@ class MakeStudent(Step):
         count = images_at_once(module, self.images)
         images = to_inputs(train.images(train.spread(count)), bundle.preprocessing)
         alone: dict[str, dict[str, str]] = {}
-        removals, offered = [], []
+        removals: list[Removal] = []
+        offered: list[Offer] = []
         if "depth" in self.ways:
             blocks = find_blocks(module)
             ranked = torch.from_numpy(images[:: max(1, len(images) // _RANKED)]).split(_BATCH)
