@@ -135,7 +135,7 @@ class MakeStudent(Step):
                 f"this network can't be made smaller by {' or '.join(self.ways)}: {'; '.join(a['*'] for a in alone.values())}",
                 "Allow other ways, for example ways=[width].",
             )
-        made: dict[str, Bundle] = {}
+        best: tuple[str, Bundle] | None = None
         if "candidates" not in found:
             found["shares"], found["candidates"] = self._shares(parts, usable, context)
             _keep(kept, found)
@@ -152,15 +152,16 @@ class MakeStudent(Step):
             except StepError as error:
                 found["candidates"][key]["impossible"] = error.what
                 continue
-            made[key] = bundle.with_module(student.module)
-            found["candidates"][key] |= self._tried(student, made[key], judge, parts, context)
+            made = bundle.with_module(student.module)
+            found["candidates"][key] |= self._tried(student, made, judge, parts, context)
             _keep(kept, found)
+            if self._chosen(found["candidates"]) == key:
+                best = key, made
         chosen = self._chosen(found["candidates"])
-        if chosen not in made:
-            made[chosen] = bundle.with_module(
-                assemble(parts, _mix(chosen), found["shares"][chosen], self.goal[0], fit=True).module
-            )
-        after, report = made[chosen], {"teacher": _figures(judge)}
+        if best is None or best[0] != chosen:  # an earlier run found it
+            student = assemble(parts, _mix(chosen), found["shares"][chosen], self.goal[0], fit=True)
+            best = chosen, bundle.with_module(student.module)
+        after, report = best[1], {"teacher": _figures(judge)}
         if self.epochs:
             finetune = Finetune(epochs=self.epochs, learning_rate=self.learning_rate, distill=self.distill)
             after, report["finetune"] = finetune.train(after, context, teacher=bundle)

@@ -63,6 +63,8 @@ def compress(
 
       edgekit compress zoo:digits-cnn --data digits --classes 3,5,8 --step prune-channels:macs=0.3,importance=lasso -o three
 
+      edgekit compress zoo:digits-cnn --data digits --step student:latency=0.5@onnx,epochs=8 -o student
+
       edgekit compress --list
     """
     from edgekit.cli import render
