@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ def _trained(start: Bundle, train: Finetune, teacher: Bundle, data: Dataset, pat
     checkpoints.mkdir(parents=True, exist_ok=True)
     bundle, report = train.train(start, Context(data=data, progress=log, checkpoints=checkpoints), teacher=teacher)
     x, y = next(iter(data.validation.batches(teacher.preprocessing, 16, limit=16)))
-    return replace(bundle.with_samples(x, y), metrics=report, steps=start.steps, data=data.name).save(path)
+    saved = replace(bundle.with_samples(x, y), metrics=report, steps=start.steps, data=data.name).save(path)
+    shutil.rmtree(checkpoints)
+    return saved
 
 
 def _row(bundle: Bundle, judged: Evaluation, all_judged: dict[str, Evaluation], teacher: Bundle) -> dict[str, Any]:

@@ -14,10 +14,10 @@ import torch
 from edgekit.bundle import Bundle
 from edgekit.compress.compact.assemble import TOLERANCE, WAYS, Parts, Student, Way, assemble, mixes
 from edgekit.compress.compact.blocks import find_blocks
-from edgekit.compress.compact.depth import removal_order
+from edgekit.compress.compact.depth import Removal, removal_order
 from edgekit.compress.compact.judge import Judge
 from edgekit.compress.compact.latency import aims
-from edgekit.compress.compact.replacement import KINDS, Kind, Measure, offers
+from edgekit.compress.compact.replacement import KINDS, Kind, Measure, Offer, offers
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.channels import PruneChannels
 from edgekit.compress.prune.flow import analyse
@@ -135,7 +135,7 @@ class MakeStudent(Step):
                 f"this network can't be made smaller by {' or '.join(self.ways)}: {'; '.join(a['*'] for a in alone.values())}",
                 "Allow other ways, for example ways=[width].",
             )
-        made: dict[str, Bundle] = {}
+        best: tuple[str, Bundle] | None = None
         if "candidates" not in found:
             found["shares"], found["candidates"] = self._shares(parts, usable, context)
             _keep(kept, found)
@@ -152,15 +152,16 @@ class MakeStudent(Step):
             except StepError as error:
                 found["candidates"][key]["impossible"] = error.what
                 continue
-            made[key] = bundle.with_module(student.module)
-            found["candidates"][key] |= self._tried(student, made[key], judge, parts, context)
+            made = bundle.with_module(student.module)
+            found["candidates"][key] |= self._tried(student, made, judge, parts, context)
             _keep(kept, found)
+            if self._chosen(found["candidates"]) == key:
+                best = key, made
         chosen = self._chosen(found["candidates"])
-        if chosen not in made:
-            made[chosen] = bundle.with_module(
-                assemble(parts, _mix(chosen), found["shares"][chosen], self.goal[0], fit=True).module
-            )
-        after, report = made[chosen], {"teacher": _figures(judge)}
+        if best is None or best[0] != chosen:  # an earlier run found it
+            student = assemble(parts, _mix(chosen), found["shares"][chosen], self.goal[0], fit=True)
+            best = chosen, bundle.with_module(student.module)
+        after, report = best[1], {"teacher": _figures(judge)}
         if self.epochs:
             finetune = Finetune(epochs=self.epochs, learning_rate=self.learning_rate, distill=self.distill)
             after, report["finetune"] = finetune.train(after, context, teacher=bundle)
@@ -192,7 +193,8 @@ class MakeStudent(Step):
         count = images_at_once(module, self.images)
         images = to_inputs(train.images(train.spread(count)), bundle.preprocessing)
         alone: dict[str, dict[str, str]] = {}
-        removals, offered = [], []
+        removals: list[Removal] = []
+        offered: list[Offer] = []
         if "depth" in self.ways:
             blocks = find_blocks(module)
             ranked = torch.from_numpy(images[:: max(1, len(images) // _RANKED)]).split(_BATCH)

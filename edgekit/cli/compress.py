@@ -65,6 +65,8 @@ def compress(
 
       edgekit compress zoo:resnet20-cifar --data cifar10:data --step distill:teacher=big,method=decoupled,epochs=60 -o taught
 
+      edgekit compress zoo:digits-cnn --data digits --step student:latency=0.5@onnx,epochs=8 -o student
+
       edgekit compress --list
     """
     from edgekit.cli import render
