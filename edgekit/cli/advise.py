@@ -52,7 +52,7 @@ def advise(
 
       edgekit compress zoo:digits-cnn --data digits --recipe recipe.yaml -o small
 
-      edgekit advise small --data digits --goal latency=0.5@tflite --budget-minutes 30
+      edgekit advise zoo:digits-cnn --data digits --goal latency=0.5@tflite --budget-minutes 30
 
     Each candidate is applied without training and judged by validation images; that is measured. Published rules for the
     choice of a technique are told besides, as what they are. No candidate meets the goal: exit code 1, and no recipe.

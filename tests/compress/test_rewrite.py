@@ -443,3 +443,14 @@ def test_a_wrong_rewrite_would_be_found() -> None:
     attribute(module, "one_merged.weight").data[8:] *= 1.05
     with pytest.raises(StepError, match="differs"):
         Rewrite().ensures(bundle, Bundle(export_program(module, SHAPE), SHAPE))
+
+
+def test_a_network_that_magnifies_rounding_is_held_against_its_own() -> None:
+    """A batch norm that takes off a mean far larger than its variance: float32 leaves few digits, the fold all of them."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    nn.init.constant_(network[0].bias, 1e5)  # type: ignore[arg-type]
+    nn.init.constant_(network[1].running_mean, 1e5)  # type: ignore[arg-type]
+    bundle = Bundle(export_program(network, SHAPE), SHAPE)
+    after, report = Rewrite().apply(bundle, Context())
+    assert report["max_abs_difference"] > 1e-3 * report["largest_output"]
+    Rewrite().ensures(bundle, after)
