@@ -85,7 +85,7 @@ def test_an_unpacking_that_is_cut_off_leaves_nothing_and_the_next_goes_on(broken
 
 def test_what_is_missing_is_named(broken: Path) -> None:
     assert "an aarch64 root with Python" in emulated_root.missing()
-    with pytest.raises(TargetError, match="not set up: .* lacks .*wheels in the versions installed here") as caught:
+    with pytest.raises(TargetError, match=r"not set up: .* lacks .*wheels in the versions installed here") as caught:
         emulated_root.root()
     assert "edgekit target setup emulated" in caught.value.remedy
 
