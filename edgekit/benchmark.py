@@ -238,8 +238,8 @@ def _candidates(
             if name is None:
                 raise UsageError(f"no runtime runs {file}", f"Files end in {', '.join(SUFFIXES)}.")
             # A bundle's own program runs in torch, with all of edgekit: boards and phones run its exports.
-            wanted = name in runtimes if runtimes else name != "torch" or target.has_edgekit
-            if not wanted:
+            fits = name in runtimes if runtimes else name != "torch" or target.has_edgekit
+            if not fits:
                 continue
             home = path if path.is_dir() else _home_of(path)
             # A file that the user named is shown as named; one of a bundle with the bundle's name before it.

@@ -39,7 +39,7 @@ def test_the_light_import_stays_light() -> None:
 
 def test_what_runs_on_a_target_imports_nothing_of_edgekit() -> None:
     allowed = {"torch.py"}  # runs where edgekit is installed, and says so
-    for name in ("worker.py", "runtime.py", "onnxruntime.py", "tflite.py", "ncnn.py", "torch.py"):
+    for name in ("worker.py", "facts.py", "runtime.py", "onnxruntime.py", "tflite.py", "ncnn.py", "torch.py"):
         text = (REPOSITORY / "runtimes" / name).read_text()
         assert name in allowed or "from edgekit" not in text.replace("python -m edgekit", ""), name
 

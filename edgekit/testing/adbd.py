@@ -14,10 +14,12 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from edgekit.cache import alone, cache_folder
+from edgekit.errors import TargetError
 from edgekit.runtimes.targets import debian
 
 # From this version on messages carry no checksum.
@@ -322,6 +324,13 @@ def adb(folder: Path) -> Iterator[dict[str, str]]:
             stderr=log,
         )
     try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and server.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        else:
+            raise TargetError(f"adb's server did not start: {(folder / 'log').read_text(errors='replace')[-300:]}")
         yield variables
     finally:
         server.kill()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,11 +43,7 @@ def device(client: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
 
 def _connected(folder: Path) -> Iterator[Device]:
     made = Device(folder)
-    connection = AdbConnection("")
-    until = time.monotonic() + 30
-    while "connected to" not in connection.local(["adb", "connect", made.serial], 30).stdout:
-        assert time.monotonic() < until, "adb does not connect"
-        time.sleep(0.1)
+    AdbConnection("").local(["adb", "connect", made.serial], 60)
     yield made
     made.vanish()
 

@@ -100,15 +100,13 @@ def test_outputs_are_those_of_this_machine_and_bench_shows_no_time(files: dict[s
     assert np.abs(int8.accuracy.logits - int8_here.accuracy.logits).max() <= 2 * step
 
 
-def test_threads_and_torch_are_refused(files: dict[str, Path]) -> None:
+def test_threads_and_torch_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").touch()
     with pytest.raises(UsageError, match="one thread"):
-        bench(files["int8-onnx"], threads=(2,), target="emulated:cortex-a72")
-    bundle = files["int8-onnx"].parent.parent
-    (bare := bundle.parent / "bare").mkdir()
-    for name in ("bundle.json", "program.pt2"):
-        (bare / name).write_bytes((bundle / name).read_bytes())
+        bench(tmp_path / "a.onnx", threads=(2,), target="emulated:cortex-a72")
+    load("zoo:digits-cnn").save(tmp_path / "bare")
     with pytest.raises(UsageError, match="nothing to measure"):
-        bench(bare, target="emulated:cortex-a72")
+        bench(tmp_path / "bare", target="emulated:cortex-a72")
 
 
 # Encodings by hand from the Arm ARM, C6 and C7; a region of them is run by the root's Python.

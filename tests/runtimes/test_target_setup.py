@@ -1,0 +1,107 @@
+"""Set-up of targets without a network: where things are kept, and what a set-up that fails or is cut off leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgekit.cache import cache_folder
+from edgekit.errors import TargetError, UsageError
+from edgekit.runtimes.facts import cpu_facts
+from edgekit.runtimes.targets import debian, emulated_root, kit
+from edgekit.testing.fakes import RUNTIME
+
+# Stands for apt: it downloads what it is asked for, and says what apt says when it can't.
+_APT = """#!/bin/sh
+for word in "$@"; do case "$word" in Dir::Cache=*) cache="${word#Dir::Cache=}";; esac; done
+case "$*" in
+  *indextargets*) echo "Other|http://other/|other"; echo "Debian|http://mirror/debian/|bookworm"; exit 0;;
+  *update*) test -e "$BROKEN" && { echo "W: something"; echo "E: Could not reach the mirror" >&2; exit 100; }; exit 0;;
+esac
+for name in one two; do echo "$name" >"$cache/archives/$name.deb"; done
+"""
+_DPKG = """#!/bin/sh
+test -e "$BROKEN" && { echo "dpkg-deb: error: cut off" >&2; exit 2; }
+cp "$2" "$3/"
+"""
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that, when it exists, makes apt or dpkg-deb fail."""
+    (tmp_path / "bin").mkdir()
+    for name, script in (("apt-get", _APT), ("dpkg-deb", _DPKG)):
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BROKEN", str(tmp_path / "broken"))
+    for name in (debian.MIRROR, debian.SUITE):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "broken"
+
+
+def _unpack() -> Path:
+    folder = cache_folder() / "emulated" / "root"
+    debian.unpack(("python3",), "arm64", folder, lambda done, total, text: None)
+    return folder
+
+
+def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("EDGEKIT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder() == tmp_path / ".cache" / "edgekit"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "edgekit"
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+
+
+def test_debian_is_found_among_apt_s_sources(broken: Path) -> None:
+    assert debian.source() == debian.Source("http://mirror/debian/", "bookworm")
+
+
+def test_a_mirror_out_of_reach_is_told_in_apt_s_words(broken: Path) -> None:
+    broken.touch()
+    with pytest.raises(TargetError, match="exit code 100: E: Could not reach the mirror") as caught:
+        _unpack()
+    assert debian.MIRROR in caught.value.remedy
+
+
+def test_an_unpacking_that_is_cut_off_leaves_nothing_and_the_next_goes_on(broken: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin" / "apt-get").write_text(_APT.replace('test -e "$BROKEN"', "false"))
+    broken.touch()
+    with pytest.raises(TargetError, match="cut off"):
+        _unpack()
+    place = cache_folder() / "emulated"
+    assert list(place.iterdir()) == []
+    assert len(list((cache_folder() / "downloads").rglob("*.deb"))) == 2, "what was downloaded is kept"
+    broken.unlink()
+    assert sorted(path.name for path in _unpack().iterdir()) == ["one.deb", "two.deb"]
+    assert list((cache_folder() / "downloads").iterdir()) == []
+
+
+def test_what_is_missing_is_named(broken: Path) -> None:
+    assert "an aarch64 root with Python" in emulated_root.missing()
+    with pytest.raises(TargetError, match=r"not set up: .* lacks .*wheels in the versions installed here") as caught:
+        emulated_root.root()
+    assert "edgekit target setup emulated" in caught.value.remedy
+
+
+def test_a_runtime_of_one_s_own_travels_with_its_packages() -> None:
+    files = kit.module_files(RUNTIME)
+    assert sorted(files) == ["edgekit/__init__.py", "edgekit/testing/__init__.py", "edgekit/testing/fake_runtime.py"]
+    assert "edgekit/runtimes/worker.py" in kit.worker_files()
+    assert kit.module_files("onnxruntime") == {}
+    assert kit.digest(files) != kit.digest({**files, "edgekit/testing/__init__.py": b"#"})
+    with pytest.raises(UsageError, match=r"no module no_such_package\.module"):
+        kit.module_files("no_such_package.module:Class")
+
+
+@pytest.mark.parametrize("name", emulated_root.CPUS)
+def test_an_emulated_cpu_shows_itself_as_a_board_does(name: str) -> None:
+    facts = cpu_facts(emulated_root.CPUS[name].cpuinfo())
+    assert facts["cpu"].lower() == name
+    assert ("asimddp" in facts["cpu_flags"]) == (name in ("cortex-a76", "neoverse-n1"))
