@@ -142,7 +142,7 @@ def test_the_recipe_runs_and_meets_the_goal(before: Bundle, data: Dataset, tmp_p
     assert {"candidates: int8", "candidates: zeros"} <= set(told)
     json.dumps(advice.to_dict(), allow_nan=False)
     assert [trial.candidate.name for trial in advice.trials] == [
-        "int8", "fewer channels", "fewer channels, int8", "fewer bits", "shared values", "zeros",
+        "int8", "fewer channels", "fewer channels, int8", "low rank", "fewer bits", "shared values", "zeros",
     ]  # fmt: skip
     for trial in advice.trials:
         assert trial.failed == ""
@@ -193,8 +193,8 @@ def test_a_latency_goal_is_measured(before: Bundle, data: Dataset, monkeypatch: 
 def test_what_no_candidate_reaches_has_no_recipe(before: Bundle, data: Dataset) -> None:
     advice = advise(before, data, "macs=0.01", images=50)
     assert (advice.chosen, advice.recipe, advice.text) == (None, (), "")
-    (trial,) = advice.trials
-    assert trial.failed.startswith("not possible: ")
+    assert advice.trials
+    assert all(trial.failed.startswith("not possible: ") for trial in advice.trials)
     assert "no candidate reaches macs=0.01" in advice.notes[0]
 
 
