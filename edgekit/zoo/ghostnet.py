@@ -80,18 +80,21 @@ class Bottleneck(nn.Module):
 
 
 class GhostNet(nn.Module):
-    """A 3×3 stem, sixteen ghost bottlenecks, and a head whose 1280 features are made behind the pooling.
+    """A 3×3 stem, ghost bottlenecks (sixteen in the paper), and a head whose 1280 features are made behind the pooling.
 
     Args:
         width: Every number of channels but the last is multiplied by it, and rounded to a multiple of 4.
         classes: Outputs.
+        blocks: Of the paper's form, in order.
     """
 
-    def __init__(self, width: float = 1.0, classes: int = 1000) -> None:
+    def __init__(
+        self, width: float = 1.0, classes: int = 1000, *, blocks: tuple[tuple[int, int, int, bool, int], ...] = BLOCKS
+    ) -> None:
         super().__init__()
         channels = divisible(STEM * width, 4)
         layers: list[nn.Module] = [*conv_bn(3, channels, 3, stride=2), nn.ReLU()]
-        for kernel, expanded, wanted, excite, stride in BLOCKS:
+        for kernel, expanded, wanted, excite, stride in blocks:
             inner, after = divisible(expanded * width, 4), divisible(wanted * width, 4)
             layers.append(Bottleneck(channels, kernel, inner, after, excite, stride))
             channels = after
