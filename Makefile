@@ -18,9 +18,10 @@ test: $(STAMP)
 test-realdata: $(STAMP)
 	$(PYTEST) -m realdata
 
-# Needs apt-get and the network the first time: what is fetched stays in EDGEKIT_CACHE, or ~/.cache/edgekit.
+# Needs apt-get and the network the first time: what is fetched stays in EDGEKIT_CACHE, or ~/.cache/edgekit. A file's tests
+# stay together, for they share a server or exported files.
 test-targets: $(STAMP)
-	$(PYTEST) -m targets
+	$(PYTEST) --dist loadfile -m targets
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

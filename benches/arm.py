@@ -45,7 +45,7 @@ def bundles(shared: Path, work: Path, data: Any) -> dict[str, Bundle]:
 
     original = made(work / "original", original_at)
     int8 = made(work / "int8", lambda path: edgekit.compress(original, "quantize", data, output=path, progress=log))
-    found = {"original": original, "int8": int8}
+    found = {"int8": int8, "original": original}
     for name, bundle in found.items():
         if len(exported_files(work / name)) < 3:
             edgekit.export(bundle, ("onnx", "tflite", "ncnn"), data=data, images=500, progress=log)
@@ -70,7 +70,7 @@ def counted(path: Path, target: Target, x: np.ndarray) -> dict[str, Any]:
             return {"runtime": name, "error": found.error}
         processes.append(instructions.mean(found.instructions))
         runs += found.instructions
-    counts = instructions.mean(processes)
+    counts = instructions.mean(runs)
     return {
         "runtime": name,
         "size_bytes": found.size_bytes,

@@ -9,7 +9,7 @@ import pytest
 from edgekit.cache import cache_folder
 from edgekit.errors import TargetError, UsageError
 from edgekit.runtimes.facts import cpu_facts
-from edgekit.runtimes.targets import debian, emulated_root, kit
+from edgekit.runtimes.targets import debian, emulated_root, instructions, kit
 from edgekit.testing.fakes import RUNTIME
 
 # Stands for apt: it downloads what it is asked for, and says what apt says when it can't.
@@ -81,6 +81,15 @@ def test_an_unpacking_that_is_cut_off_leaves_nothing_and_the_next_goes_on(broken
     broken.unlink()
     assert sorted(path.name for path in _unpack().iterdir()) == ["one.deb", "two.deb"]
     assert list((cache_folder() / "downloads").iterdir()) == []
+
+
+def test_the_mean_of_counts_is_that_of_the_middle() -> None:
+    # An allocator that takes turns, and one run with something else in it.
+    totals = (100, 102, 100, 102, 100, 190)
+    runs = [dict.fromkeys(instructions.CLASSES, 0) | {"memory": number} for number in totals]
+    assert instructions.mean(runs)["memory"] == 101
+    assert instructions.total(instructions.mean(runs[:1])) == 100
+    assert instructions.spread(runs[:2]) == pytest.approx(2 / 101)
 
 
 def test_what_is_missing_is_named(broken: Path) -> None:
