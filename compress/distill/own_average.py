@@ -2,7 +2,8 @@
 
 Tarvainen & Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2. Of the forms of self-distillation it
 is the one that needs no second training; a network that learns from an earlier generation of itself (Furlanello et al.,
-"Born-Again Neural Networks", ICML 2018) is the teacher ``before``, or that bundle.
+"Born-Again Neural Networks", ICML 2018) is the teacher ``before``, or that bundle. The paper raises the weight slowly from
+0, which is not done here: a network with random weights collapses under the share of 0.9 (benches/distillation.py).
 """
 
 from __future__ import annotations
