@@ -30,8 +30,8 @@ class Distillation:
     Attributes:
         teacher: A bundle folder or any other MODEL, with ``@FILE`` behind it where its weights are in a file of their own;
             several, or one text with ``+`` between them, are an ensemble (the mean of their softened outputs). ``before``
-            is the network as it was before the step, ``ema`` the moving average of its own weights while it trains: for a network
-            that is trained already, since from random weights it drags the student along (measured: it learns nothing).
+            is the network as it was before the step, ``ema`` the moving average of its own weights while it trains: for a
+            network that is trained already, since from random weights it learns nothing from itself (measured).
         method: What is learnt: outputs (``soft-targets``, ``decoupled``), values inside (``hints``, ``attention``), or
             relations between images (``relational``, ``contrastive``).
         weight: Of ``soft-targets`` the share of the loss, 0 to 1, the rest being cross-entropy; of the others a factor, with

@@ -195,12 +195,12 @@ class Factorize(Step):
         if kept is not None and kept.is_file():
             earlier = json.loads(kept.read_text())
             by_node = {layer.node: layer for layer in layers}
-            plan = {}
+            resumed: dict[str, Choice] = {}
             for node, (name, rank) in earlier["plan"].items():
                 layer = by_node[node]
                 covariance = seen_by(layer, found).covariance
-                plan[node] = make_choices(module, layer, method(name), [rank], covariance)[0] if name else whole(layer)
-            return plan, earlier["timed"]
+                resumed[node] = make_choices(module, layer, method(name), [rank], covariance)[0] if name else whole(layer)
+            return resumed, earlier["timed"]
         plan, timed = self._new_plan(bundle, module, layers, found, images, context)
         if kept is not None:
             chosen = {node: (c.method.name if c.method else None, c.rank) for node, c in plan.items()}
