@@ -199,7 +199,9 @@ class Factorize(Step):
             for node, (name, rank) in earlier["plan"].items():
                 layer = by_node[node]
                 covariance = seen_by(layer, found).covariance
-                resumed[node] = make_choices(module, layer, method(name), [rank], covariance)[0] if name else whole(layer)
+                resumed[node] = (
+                    make_choices(module, layer, method(name), [rank], covariance)[0] if name else whole(layer)
+                )
             return resumed, earlier["timed"]
         plan, timed = self._new_plan(bundle, module, layers, found, images, context)
         if kept is not None:
