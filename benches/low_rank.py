@@ -44,6 +44,7 @@ VARIANTS = {
     "refitted, uniform energy": "allocation=uniform",
     "refitted, by sensitivity": "allocation=sensitivity",
     "refitted through the ReLU, by sensitivity": "allocation=sensitivity,rectified=true",
+    "CP alone, refitted, by sensitivity": "allocation=sensitivity,method=cp",
 }
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "tflite", "ncnn": "ncnn"}
 # The share of the full rank at which a layer's decompositions are compared.
@@ -164,7 +165,7 @@ def _clock(original: Bundle, goal: str, work: Path) -> dict[str, Any]:
         return work / name
 
     folders, rows = [kept(original, "original")], {}
-    for name in ("auto", "channel", "spatial", "tucker"):
+    for name in ("auto", "channel", "spatial", "tucker", "cp"):
         small = edgekit.compress(original, f"factorize:{goal},images=0,reconstruct=0,allocation=energy,method={name}")
         folders.append(kept(small, name))
         rows[name] = {"macs_ratio": cost_of(small.module()).macs / cost_of(original.module()).macs, "times": {}}
