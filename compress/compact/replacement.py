@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.compact.chain import Chain, Geometry, geometry_of, put_chain
+from edgekit.compress.compact.chain import Chain, Geometry, geometry_of
 from edgekit.compress.compact.separable import separable
 from edgekit.compress.compact.spatial import spatial
 from edgekit.compress.compact.two_small import two_small
@@ -110,7 +110,7 @@ def replace_until(
     for offer in sorted(offered, key=lambda o: (o.chain.error / o.saved[measure], o.node)):
         if cost - offer.saved[measure] / 2 * round_off <= most:
             break
-        put_chain(module, nodes[offer.node], offer.chain)
+        offer.chain.put(module, nodes[offer.node])
         cost -= offer.saved[measure]
         done.append(Replaced(offer.layer, offer.chain.kind, offer.chain.error))
     finish(module)

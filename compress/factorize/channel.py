@@ -12,8 +12,9 @@ from typing import ClassVar
 
 import torch
 
+from edgekit.compress.chain import Stage
 from edgekit.compress.factorize.algebra import balance, leading
-from edgekit.compress.factorize.layer import Layer, Stage, flat
+from edgekit.compress.factorize.layer import Layer, flat
 from edgekit.compress.factorize.method import Factors, Method
 
 

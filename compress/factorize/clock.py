@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from edgekit.bundle import Bundle
-from edgekit.compress.factorize.layer import Layer, Stage
+from edgekit.compress.chain import Stage
+from edgekit.compress.factorize.layer import Layer
 from edgekit.compress.factorize.plan import Choice, Plan
 from edgekit.compress.prune.stopwatch import Stopwatch
 from edgekit.program import export_program

@@ -1,4 +1,4 @@
-"""What a decomposition sees of a layer, and the chain of smaller layers that it gives."""
+"""What a decomposition sees of a layer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from edgekit.compress.chain import Stage, chain_macs
 from edgekit.compress.layers import own_weights
 from edgekit.compress.prune.moments import is_dense
 from edgekit.compress.prune.rules import argument
@@ -67,46 +68,6 @@ class Layer:
         """A stage that mixes channels at each position by itself."""
         n = len(self.kernel)
         return Stage((channels_out, channels_in, *[1] * n), (1,) * n, (0,) * n, (1,) * n)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One layer of a chain.
-
-    Attributes:
-        shape: Of its weight.
-        stride: As many numbers as the kernel has; empty for a linear layer.
-        padding: Likewise.
-        dilation: Likewise.
-        groups: Of its channels.
-    """
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int = 1
-
-    def reads(self, space: tuple[int, ...]) -> tuple[int, ...]:
-        """The size of what it gives for the size of what it reads."""
-        if not self.stride:
-            return space
-        sizes = zip(space, self.shape[2:], self.stride, self.padding, self.dilation, strict=True)
-        return tuple((size + 2 * pad - dil * (k - 1) - 1) // step + 1 for size, k, step, pad, dil in sizes)
-
-
-def chain_macs(stages: list[Stage], space: tuple[int, ...]) -> int:
-    """Multiply-accumulates of a chain for one input of a size."""
-    total = 0
-    for stage in stages:
-        space = stage.reads(space)
-        total += math.prod(stage.shape) * math.prod(space)
-    return total
-
-
-def chain_parameters(stages: list[Stage]) -> int:
-    """Elements of all weights of a chain."""
-    return sum(math.prod(stage.shape) for stage in stages)
 
 
 def layers_of(module: GraphModule, keep: tuple[str, ...] = ()) -> list[Layer]:

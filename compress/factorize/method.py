@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import torch
 
-from edgekit.compress.factorize.layer import Layer, Stage, chain_macs, chain_parameters
+from edgekit.compress.chain import Stage, chain_macs, chain_parameters
+from edgekit.compress.factorize.layer import Layer
 
 METHODS: Mapping[str, str] = {
     "channel": "edgekit.compress.factorize.channel:ChannelDecomposition",

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule
 
+from edgekit.compress.chain import chain_macs, chain_parameters
 from edgekit.compress.factorize.algebra import relative_error
-from edgekit.compress.factorize.layer import Layer, chain_macs, chain_parameters, flat
+from edgekit.compress.factorize.layer import Layer, flat
 from edgekit.compress.factorize.method import Method
 from edgekit.compress.factorize.replace import replace
 from edgekit.compress.factorize.statistics import Statistics, seen_by

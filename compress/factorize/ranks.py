@@ -11,8 +11,9 @@ import torch
 from torch.fx import GraphModule
 
 from edgekit.compress.allocation import choose
+from edgekit.compress.chain import chain_macs
 from edgekit.compress.factorize import evbmf
-from edgekit.compress.factorize.layer import Layer, chain_macs
+from edgekit.compress.factorize.layer import Layer
 from edgekit.compress.factorize.method import Method
 from edgekit.compress.factorize.plan import Choice, Menu, Methods, Plan, make_choices, whole
 from edgekit.compress.factorize.statistics import Statistics, seen_by

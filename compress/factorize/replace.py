@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from torch.fx import GraphModule
 
-import torch
-from torch.fx import GraphModule, Node
-
-from edgekit.compress.factorize.layer import Layer, Stage, flat
+from edgekit.compress.chain import put_chain
+from edgekit.compress.factorize.layer import Layer, flat
 from edgekit.compress.factorize.method import Method
 from edgekit.compress.factorize.statistics import Patches
 from edgekit.compress.layers import shift_outputs
-from edgekit.program import aten, attribute, set_attribute
+from edgekit.program import attribute
 
 
 def replace(module: GraphModule, layer: Layer, method: Method, rank: int, patches: Patches) -> None:
@@ -31,36 +29,5 @@ def replace(module: GraphModule, layer: Layer, method: Method, rank: int, patche
     weight = attribute(module, layer.weight).detach()
     factors = method.decompose(layer, weight, patches.covariance)(rank)
     missed = flat(weight) - flat(method.product(factors))
-    _into_graph(module, node, layer, method.stages(layer, rank), factors)
+    put_chain(module, node, method.stages(layer, rank), factors)
     shift_outputs(module, node, missed @ patches.mean)
-
-
-def _into_graph(
-    module: GraphModule, node: Node, layer: Layer, stages: Sequence[Stage], factors: Sequence[torch.Tensor]
-) -> None:
-    source, held = node.args[:2]
-    assert isinstance(held, Node)
-    bias = node.args[2] if len(node.args) > 2 else None
-    stem = layer.weight.removesuffix(".weight")
-    for number, (stage, factor) in enumerate(zip(stages, factors, strict=True), start=1):
-        last = number == len(stages)
-        name = layer.weight if last else f"{stem}_factor{number}.weight"
-        parameter = torch.nn.Parameter(factor.to(held.meta["val"].dtype).contiguous())
-        set_attribute(module, name, parameter)
-        with module.graph.inserting_before(node):
-            weight = module.graph.get_attr(name)
-        weight.meta["val"] = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-        arguments = (source, weight, bias if last else None, *_geometry(node, stage))
-        if last:
-            node.args = arguments
-        else:
-            with module.graph.inserting_before(node):
-                source = module.graph.call_function(node.target, arguments)
-            source.meta.update({key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta})
-    module.graph.erase_node(held)
-
-
-def _geometry(node: Node, stage: Stage) -> tuple[object, ...]:
-    if node.target is aten.linear.default:
-        return ()
-    return list(stage.stride), list(stage.padding), list(stage.dilation), stage.groups

@@ -12,10 +12,11 @@ import torch
 
 import edgekit
 from edgekit.bundle import Bundle
+from edgekit.compress.chain import chain_macs, chain_parameters
 from edgekit.compress.factorize import evbmf
 from edgekit.compress.factorize.algebra import relative_error
 from edgekit.compress.factorize.clock import Clock
-from edgekit.compress.factorize.layer import Layer, chain_macs, chain_parameters, flat, layers_of
+from edgekit.compress.factorize.layer import Layer, flat, layers_of
 from edgekit.compress.factorize.method import METHODS, method
 from edgekit.compress.factorize.plan import Choice, whole
 from edgekit.compress.factorize.ranks import by_energy, uniform, within

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.compress.compact.chain import Chain, Geometry, geometry_of, kernel_error, put_chain
+from edgekit.compress.compact.chain import Chain, Geometry, geometry_of, kernel_error
 from edgekit.compress.compact.replacement import KINDS, offers, replace_until
 from edgekit.compress.compact.separable import separable
 from edgekit.compress.compact.spatial import spatial
@@ -31,7 +31,7 @@ def _put(layer: nn.Conv2d, make: Any) -> tuple[torch.fx.GraphModule, Chain]:
     module = trainable(export_program(layer, SHAPE))
     (node,) = (n for n in module.graph.nodes if n.target is aten.conv2d.default)
     chain = make(attribute(module, "weight").detach().double(), geometry_of(node))
-    put_chain(module, node, chain)
+    chain.put(module, node)
     finish(module)
     return module, chain
 
