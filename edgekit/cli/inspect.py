@@ -187,7 +187,8 @@ def _forecast(bundle: Bundle, target: str) -> dict[str, Any]:
     from edgekit.runtimes.forecast import forecast_of
 
     found = forecast_of(bundle.module(), target)
-    return {"target": target, **found, "runtimes": [one.to_dict() for one in found.pop("forecasts")]}
+    forecasts = found.pop("forecasts")
+    return {"target": target, **found, "runtimes": [one.to_dict() for one in forecasts]}
 
 
 def _sensitivity(bundle: Bundle, text: str, data: str | None, images: int) -> list[dict[str, Any]]:

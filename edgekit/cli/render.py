@@ -21,7 +21,8 @@ stderr = Console(stderr=True, highlight=False)
 
 def print_json(value: Any) -> None:
     """Prints a result as JSON; not-a-number and infinities, which JSON lacks, become null."""
-    json.dump(_finite(value), sys.stdout, indent=2, ensure_ascii=False)
+    # As a whole: what can't be written must not leave half of it behind.
+    sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False))
     sys.stdout.write("\n")
 
 
