@@ -36,6 +36,18 @@ _AUTO = ("channel", "spatial", "tucker")
 _PROBED = 128
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a plan is made from."""
+
+    bundle: Bundle
+    module: GraphModule
+    layers: Sequence[Layer]
+    found: Statistics | None
+    images: np.ndarray | None
+    context: Context
+
+
 @dataclass(frozen=True, kw_only=True)
 class Factorize(Step):
     """Replaces convolutions and linear layers by chains of smaller ones.
@@ -147,7 +159,7 @@ class Factorize(Step):
             if images is not None
             else None
         )
-        plan, timed = self._plan(bundle, module, layers, found, images, context)
+        plan, timed = self._plan(_Work(bundle, module, layers, found, images, context))
         if all(choice.method is None for choice in plan.values()):
             raise StepError(
                 "no chain pays at these ranks: each would take as many MACs or parameters as the layer", "Ask for less."
@@ -162,7 +174,7 @@ class Factorize(Step):
                 rectified=self.rectified, seed=context.seed, progress=context.progress,
             )  # fmt: skip
             report["refitted"] = [refit.to_dict() for refit in refitted]
-        elif self.reconstruct or self.images:
+        elif context.data is None and (self.reconstruct or self.images):
             report["notes"] = [f"{self.name}: no data was given, so the chains were fitted to the weights alone"]
         after = bundle.with_module(factorized)
         report = {**_totals(before, cost_of(after.module())), **report}
@@ -181,43 +193,29 @@ class Factorize(Step):
         methods = [method(name) for name in (_AUTO if self.method == "auto" else (self.method,))]
         return [m for m in methods if m.fits(layer)] or [method("channel")]
 
-    def _plan(
-        self,
-        bundle: Bundle,
-        module: GraphModule,
-        layers: Sequence[Layer],
-        found: Statistics | None,
-        images: np.ndarray | None,
-        context: Context,
-    ) -> tuple[Plan, dict[str, Any]]:
+    def _plan(self, work: _Work) -> tuple[Plan, dict[str, Any]]:
         """What each layer becomes; a killed run keeps its plan."""
-        kept = context.checkpoints / "plan.json" if context.checkpoints is not None else None
+        folder = work.context.checkpoints
+        kept = folder / "plan.json" if folder is not None else None
         if kept is not None and kept.is_file():
             earlier = json.loads(kept.read_text())
-            by_node = {layer.node: layer for layer in layers}
+            by_node = {layer.node: layer for layer in work.layers}
             resumed: dict[str, Choice] = {}
             for node, (name, rank) in earlier["plan"].items():
                 layer = by_node[node]
-                covariance = seen_by(layer, found).covariance
+                covariance = seen_by(layer, work.found).covariance
                 resumed[node] = (
-                    make_choices(module, layer, method(name), [rank], covariance)[0] if name else whole(layer)
+                    make_choices(work.module, layer, method(name), [rank], covariance)[0] if name else whole(layer)
                 )
             return resumed, earlier["timed"]
-        plan, timed = self._new_plan(bundle, module, layers, found, images, context)
+        plan, timed = self._new_plan(work)
         if kept is not None:
             chosen = {node: (c.method.name if c.method else None, c.rank) for node, c in plan.items()}
             write_json(kept, {"plan": chosen, "timed": timed})
         return plan, timed
 
-    def _new_plan(
-        self,
-        bundle: Bundle,
-        module: GraphModule,
-        layers: Sequence[Layer],
-        found: Statistics | None,
-        images: np.ndarray | None,
-        context: Context,
-    ) -> tuple[Plan, dict[str, Any]]:
+    def _new_plan(self, work: _Work) -> tuple[Plan, dict[str, Any]]:
+        module, layers, found, context = work.module, work.layers, work.found, work.context
         if self.vbmf or self.rank is not None or self.ranks:
             plan = (
                 variational(module, layers, self._methods_for, found)
@@ -235,9 +233,9 @@ class Factorize(Step):
             energy = self.energy
             return self._faster(choices, lambda left: (by_energy(left, energy), {}), context)
         weights = None
-        if self.allocation == "sensitivity" and images is not None:
-            weights = sensitivities(module, choices, found, images[:_PROBED], progress=context.progress)
-        return self._faster(choices, lambda left: self._divide(bundle, left, found, weights, context), context)
+        if self.allocation == "sensitivity" and work.images is not None:
+            weights = sensitivities(module, choices, found, work.images[:_PROBED], progress=context.progress)
+        return self._faster(choices, lambda left: self._divide(work, left, weights), context)
 
     def _faster(
         self, choices: dict[str, list[Choice]], divide: Callable[[Menu], tuple[Plan, dict[str, Any]]], context: Context
@@ -255,16 +253,9 @@ class Factorize(Step):
             plan, timed = divide(choices)
         return plan, {**timed, "not_faster": left_out}
 
-    def _divide(
-        self,
-        bundle: Bundle,
-        choices: Menu,
-        found: Statistics | None,
-        weights: Mapping[str, float] | None,
-        context: Context,
-    ) -> tuple[Plan, dict[str, Any]]:
+    def _divide(self, work: _Work, choices: Menu, weights: Mapping[str, float] | None) -> tuple[Plan, dict[str, Any]]:
         """The budget over the choices; for a goal in latency the largest budget of MACs that meets it."""
-        totals = cost_of(bundle.module())
+        totals = cost_of(work.module)
 
         def plan_for(share: float, limited: Measure) -> Plan:
             others = getattr(totals, limited) - cost({node: options[-1] for node, options in choices.items()}, limited)
@@ -282,9 +273,11 @@ class Factorize(Step):
                 plan = plan_for(share, "macs")
             except StepError:
                 return None
-            return bundle.with_module(_replaced(bundle.module(), plan, found))
+            return work.bundle.with_module(_replaced(work.bundle.module(), plan, work.found))
 
-        share, trials = meet(Stopwatch(bundle, format, progress=context.progress), goal, self.multiple, cut_to)
+        share, trials = meet(
+            Stopwatch(work.bundle, format, progress=work.context.progress), goal, self.multiple, cut_to
+        )
         settled = {"measure": "macs", "share": share, "multiple": self.multiple}
         timed = {"settled": settled, "format": format, "goal": goal, "trials": [t.to_dict() for t in trials]}
         return plan_for(share, "macs"), {"stopwatch": timed}
