@@ -30,7 +30,7 @@ from edgekit.errors import StepError
 from edgekit.files import write_json
 
 # CP is not among those that are tried unasked, though it misses least of the output for its MACs (benches/low_rank.py): it
-# takes thirty times as long to find, and two of its four stages are depthwise, whose MACs are slow in every runtime.
+# takes thirty times as long to find, and ncnn took twice the original's time for half of its MACs.
 _AUTO = ("channel", "spatial", "tucker")
 # Images for sensitivities: they rank layers, no more.
 _PROBED = 128
