@@ -229,7 +229,7 @@ def low_rank() -> list[str]:
         ]
         table = dict(rows["untrained"])
         if "trained" in rows:
-            table[f"fine-tuned ({rows['trained']['epochs']} epochs)"] = rows["trained"]
+            table[f"refitted through the ReLU, then `{rows['trained']['steps'][-1]}`"] = rows["trained"]
         for tag, row in table.items():
             lines.append(
                 f"| {tag} | {row['macs_ratio']:.2f} | {row['parameters_ratio']:.2f} | {row['top1']:.2f} % | "
