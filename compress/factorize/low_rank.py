@@ -29,8 +29,8 @@ from edgekit.cost import Cost, cost_of
 from edgekit.errors import StepError
 from edgekit.files import write_json
 
-# CP is not among those that are tried unasked, though it misses least of the output for its MACs (benches/low_rank.py): it
-# takes thirty times as long to find, and ncnn took twice the original's time for half of its MACs.
+# CP is not among those that are tried unasked, though it loses least at the same MACs (benches/low_rank.py): it takes thirty
+# times as long to find, and ncnn took twice the original's time for half of its MACs.
 _AUTO = ("channel", "spatial", "tucker")
 # Images for sensitivities: they rank layers, no more.
 _PROBED = 128
