@@ -16,6 +16,7 @@
         ├── WorkerCrashError        the native library died; the command lives on
         ├── WorkerTimeoutError      the worker gave no answer in time
         └── TargetError             the machine to run on is not set up or can't be reached
+            └── PackagesError           what it needs can't be fetched from here
 
 A message says what happened, with values and limits; ``remedy`` says what to do next. The command
 line prints both and no traceback.
@@ -127,3 +128,7 @@ class WorkerTimeoutError(ExecutionError):
 
 class TargetError(ExecutionError):
     """The machine to run on is not set up, can't be reached, or was lost."""
+
+
+class PackagesError(TargetError):
+    """Packages or wheels that a target needs can't be fetched from here: no apt, no network, no mirror."""

@@ -27,11 +27,11 @@ def realdata() -> Path:
 @pytest.fixture(scope="session")
 def emulated_root() -> None:
     """The emulated root, made in the cache folder where it is not yet; skipped, in so many words, where it can't be."""
-    from edgekit.errors import TargetError
+    from edgekit.errors import PackagesError
     from edgekit.runtimes.targets import emulated_root as root
 
     try:
         if root.missing():
             root.setup(lambda done, total, text: None)
-    except TargetError as error:
+    except PackagesError as error:
         pytest.skip(f"no emulated root: {error.what}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import importlib
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
@@ -21,7 +22,7 @@ class Seen(NamedTuple):
     features: tuple[torch.Tensor, ...] = ()
 
 
-class Method(torch.nn.Module):
+class Method(torch.nn.Module, abc.ABC):
     """Base of all methods: a loss between what is seen of the student and of the teacher.
 
     Its parameters (regressors, embeddings) train along with the student. It is given float32 outside of any autocast,
@@ -43,6 +44,7 @@ class Method(torch.nn.Module):
         self.shapes = tuple(shapes)
         self.temperature = self.default_temperature if temperature is None else temperature
 
+    @abc.abstractmethod
     def forward(self, student: Seen, teacher: Seen, y: torch.Tensor) -> torch.Tensor:
         """The term of the loss, a scalar.
 
@@ -51,7 +53,6 @@ class Method(torch.nn.Module):
             teacher: Seen of the teacher, without gradient.
             y: int64 labels, shape (n,).
         """
-        raise NotImplementedError
 
 
 def method_class(name: str) -> type[Method]:

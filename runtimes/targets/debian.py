@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.cache import cache_folder
-from edgekit.errors import TargetError
+from edgekit.errors import PackagesError
 from edgekit.files import atomic_folder
 
 MIRROR = "EDGEKIT_DEBIAN_MIRROR"
@@ -45,11 +45,11 @@ def needed() -> None:
     """Looks for the programs that do the work.
 
     Raises:
-        TargetError: If one is missing; the remedy says what to do.
+        PackagesError: If one is missing; the remedy says what to do.
     """
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
-            raise TargetError(
+            raise PackagesError(
                 f"{program} is not on the PATH, and packages can't be fetched without it",
                 "Set-up takes Debian's packages: run it on Debian or Ubuntu (or in a container of them), and carry the "
                 "cache folder (EDGEKIT_CACHE) here.",
@@ -60,7 +60,7 @@ def source() -> Source:
     """The mirror and release that this machine's apt is set to, unless EDGEKIT_DEBIAN_MIRROR and _SUITE say otherwise.
 
     Raises:
-        TargetError: If apt knows no Debian release and none is named.
+        PackagesError: If apt knows no Debian release and none is named.
     """
     mirror, suite = os.environ.get(MIRROR, ""), os.environ.get(SUITE, "")
     if mirror and suite:
@@ -72,7 +72,7 @@ def source() -> Source:
         origin, address, name = line.split("|")
         if origin == "Debian" and not name.endswith(("-security", "-updates", "-backports")):
             return Source(mirror or address, suite or name)
-    raise TargetError(
+    raise PackagesError(
         "apt on this machine is not set to a Debian release",
         f"Name one: {MIRROR}=ADDRESS of a mirror (debian.org/mirror/list) and {SUITE}=bookworm; its keys come with the "
         "package debian-archive-keyring.",
@@ -83,7 +83,7 @@ def host_architecture() -> str:
     """Debian's name of this machine's architecture."""
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
-        raise TargetError(f"there is no set-up for {machine} as a host", f"Known: {', '.join(_ARCHITECTURES)}.")
+        raise PackagesError(f"there is no set-up for {machine} as a host", f"Known: {', '.join(_ARCHITECTURES)}.")
     return _ARCHITECTURES[machine]
 
 
@@ -99,7 +99,7 @@ def unpack(packages: Sequence[str], architecture: str, folder: Path, progress: P
         progress: Told how far it has come.
 
     Raises:
-        TargetError: If apt is missing or can't reach its mirror, with apt's own words.
+        PackagesError: If apt is missing or can't reach its mirror, with apt's own words.
     """
     needed()
     where = source()
@@ -159,13 +159,13 @@ def _run(words: Sequence[str], timeout_s: float) -> str:
             env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise TargetError(
+        raise PackagesError(
             f"{words[0]} did not finish in {timeout_s:g} s", "Is the network up? The same command goes on."
         ) from error
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg-deb: error"))]
         last = said[0] if said else (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise TargetError(
+        raise PackagesError(
             f"{words[0]} failed with exit code {done.returncode}: {last}",
             f"Is the network up and the mirror right ({MIRROR} names another)? The same command goes on.",
         )

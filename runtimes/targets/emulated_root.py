@@ -1,12 +1,12 @@
 """The aarch64 machine that ``emulated:`` runs on: Debian's Python, the runtimes' wheels, and qemu's user-space emulator.
 
-``edgekit target setup emulated`` makes it in the cache folder, and what is whole is not made again:
+``edgekit target setup emulated`` makes it in the folder ``emulated`` of the cache, and what is whole is not made again:
 
-    emulated/qemu/     Debian's qemu-user for this machine, unless the PATH has a qemu-aarch64 that takes plugins
-    emulated/root/     Debian's Python for arm64 with its libraries
-    emulated/site/     NumPy, ONNX Runtime, LiteRT and ncnn in the versions that are installed here, from aarch64 wheels
-    emulated/cpus/     for each CPU a root of links into that one, with the /proc and /sys that a board would show
-    emulated/bytecode/ Python's compiled modules
+    qemu        Debian's qemu-user for this machine, unless the PATH has a qemu-aarch64 that takes plugins
+    root        Debian's Python for arm64 with its libraries
+    site        NumPy, ONNX Runtime, LiteRT and ncnn in the versions that are installed here, from aarch64 wheels
+    cpus        for each CPU a root of links into that one, with the /proc and /sys that a board would show
+    bytecode    Python's compiled modules
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.cache import alone, cache_folder
-from edgekit.errors import TargetError, UnknownNameError
+from edgekit.errors import PackagesError, TargetError, UnknownNameError
 from edgekit.files import atomic_folder, size_on_disk, write_json
 from edgekit.runtimes.targets import debian
 
@@ -235,10 +235,12 @@ def _fill_site(folder: Path, progress: debian.Progress) -> None:
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=_PIP_S, check=False)
         except subprocess.TimeoutExpired as error:
-            raise TargetError(f"pip did not finish in {_PIP_S} s", "Is the network up? The command goes on.") from error
+            raise PackagesError(
+                f"pip did not finish in {_PIP_S} s", "Is the network up? The command goes on."
+            ) from error
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
-            raise TargetError(
+            raise PackagesError(
                 f"pip could not fetch the aarch64 wheels: {said[-1][:300]}",
                 "It needs pip in this environment, and a package index that has wheels for manylinux aarch64.",
             )

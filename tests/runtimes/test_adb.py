@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.errors import TargetError, UsageError, WorkerCrashError
+from edgekit.errors import PackagesError, TargetError, UsageError, WorkerCrashError
 from edgekit.runtimes.runtime import Options
 from edgekit.runtimes.targets.adb import AdbConnection, device_facts
 from edgekit.runtimes.targets.check import check
@@ -32,7 +32,7 @@ def client() -> Iterator[None]:
                 patch.setenv("EDGEKIT_TARGET_PYTHON", sys.executable)
                 patch.setenv("EDGEKIT_TARGET_FOLDER", f"{name}/device")
                 yield
-        except TargetError as error:
+        except PackagesError as error:
             pytest.skip(f"no adb: {error.what}")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.errors import ExecutionError, TargetError, UsageError, WorkerCrashError
+from edgekit.errors import ExecutionError, PackagesError, TargetError, UsageError, WorkerCrashError
 from edgekit.runtimes.runtime import Options
 from edgekit.runtimes.targets import emulated_root
 from edgekit.runtimes.targets.check import check
@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, monkeymodule: pytest.Monkey
                 monkeymodule.setenv("EDGEKIT_TARGET_PYTHON", sys.executable)
                 monkeymodule.setenv("EDGEKIT_TARGET_FOLDER", f"{name}/board")
                 yield found
-        except TargetError as error:
+        except PackagesError as error:
             pytest.skip(f"no sshd: {error.what}")
 
 
