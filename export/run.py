@@ -33,6 +33,7 @@ from edgekit.export.parity import TOLERANCES, compare, violations
 from edgekit.files import disk_errors, sha256_file, write_json
 from edgekit.program import output_node
 from edgekit.runtimes.accuracy import evaluate_file
+from edgekit.runtimes.choice import settings
 from edgekit.runtimes.runtime import Options
 from edgekit.runtimes.targets.target import Target, target_for
 
@@ -288,7 +289,8 @@ def _layers(
 ) -> tuple[list[LayerMatch], dict[str, Any]]:
     """Every layer beside its tensor in the file, each sample run by itself: batches hide in some tensors' first dimension."""
     with target.worker() as worker:
-        facts = worker.open(path, runtime, Options(extra={"kernels": lowered.precision == "int8"}))["facts"]
+        tells = lowered.precision == "int8" and "kernels" in settings(runtime)
+        facts = worker.open(path, runtime, Options(extra={"kernels": True} if tells else {}))["facts"]
     taps: dict[str, list[np.ndarray]] = {}
     with target.worker() as worker:
         worker.open(path, runtime, Options(taps=("*",)))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ def evaluate_file(
     names: Sequence[str] = (),
     limit: int | None = None,
     threads: int = 1,
+    extra: Mapping[str, Any] | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> Evaluation:
     """Runs a file over a split.
@@ -40,6 +41,7 @@ def evaluate_file(
         names: Class names.
         limit: Use so many, evenly over the split.
         threads: Of the runtime.
+        extra: Settings of the runtime that differ from its defaults.
         progress: Told how far it has come.
 
     Raises:
@@ -48,7 +50,7 @@ def evaluate_file(
     count = len(split) if limit is None else min(limit, len(split))
     outputs, labels = [], []
     with target.worker() as worker:
-        worker.open(path, runtime, Options(threads=threads))
+        worker.open(path, runtime, Options(threads=threads, extra=extra or {}))
         for x, y in split.batches(preprocessing, target.batch_size, limit=limit):
             outputs.append(worker.run(x)[0])
             labels.append(y)

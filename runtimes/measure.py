@@ -19,6 +19,7 @@ import numpy as np
 
 from edgekit.errors import ExecutionError, RuntimeUnavailableError
 from edgekit.files import sha256_file, size_on_disk
+from edgekit.runtimes.choice import named
 from edgekit.runtimes.runtime import Options
 from edgekit.runtimes.targets import instructions
 from edgekit.runtimes.targets.target import Target
@@ -70,7 +71,7 @@ class Cell:
         path: The file, or a bundle folder for torch.
         runtime: Its name.
         threads: Of the runtime.
-        extra: Options of the runtime.
+        extra: Settings of the runtime that differ from its defaults.
     """
 
     label: str
@@ -78,6 +79,11 @@ class Cell:
     runtime: str
     threads: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def choice(self) -> str:
+        """The runtime with its settings, as it is chosen."""
+        return named(self.runtime, self.extra)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +137,7 @@ class Measurement:
             "label": self.cell.label,
             "file": str(self.cell.path),
             "runtime": self.cell.runtime,
+            "settings": dict(self.cell.extra),
             "threads": self.cell.threads,
             "size_bytes": self.size_bytes,
             "sha256": self.sha256,
@@ -215,7 +222,7 @@ def measure(
             if not record.error:
                 once(cell, inputs[index], target, plan, record)
             done += 1
-            progress(done, total, f"measuring: {cell.label} in {cell.runtime}")
+            progress(done, total, f"measuring: {cell.label} in {cell.choice}")
     return [record.finish(cell) for record, cell in zip(records, cells, strict=True)]
 
 

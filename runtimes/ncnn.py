@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,11 +13,31 @@ import numpy as np
 from .runtime import Options, RunError, Runtime, Session, TensorSpec, wants
 
 _MAGIC = "7767517"
-# ncnn's defaults compute and store in half precision where the CPU can, which changes results by 4e-4: off unless asked.
-_OPTIONS = {
-    "use_fp16_packed": False, "use_fp16_storage": False, "use_fp16_arithmetic": False, "use_bf16_storage": False,
-    "use_int8_inference": True, "use_packing_layout": True, "use_vulkan_compute": False,
-}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class NcnnSettings:
+    """What can be set: ncnn's own options of these names.
+
+    Its defaults compute and store in half precision where the CPU can, which changes results by 4e-4: off unless asked.
+
+    Attributes:
+        use_fp16_packed: Half precision inside of a layer.
+        use_fp16_storage: Half precision between layers.
+        use_fp16_arithmetic: Half precision in sums.
+        use_bf16_storage: bfloat16 between layers.
+        use_int8_inference: Integers, for layers of the file that have scales.
+        use_packing_layout: Channels in groups of 4, 8 or 16.
+        use_vulkan_compute: On a GPU with a Vulkan driver.
+    """
+
+    use_fp16_packed: bool = False
+    use_fp16_storage: bool = False
+    use_fp16_arithmetic: bool = False
+    use_bf16_storage: bool = False
+    use_int8_inference: bool = True
+    use_packing_layout: bool = True
+    use_vulkan_compute: bool = False
 
 
 class NcnnRuntime(Runtime):
@@ -25,6 +46,7 @@ class NcnnRuntime(Runtime):
     name: ClassVar[str] = "ncnn"
     suffix: ClassVar[str] = ".param"
     install: ClassVar[str] = "pip install ncnn"
+    settings: ClassVar[type] = NcnnSettings
 
     def version(self) -> str:
         import ncnn
@@ -49,7 +71,7 @@ class NcnnSession(Session):
             raise RunError(f"{stem}.bin is missing beside {path}")
         _check_size(text, stem + ".bin")
         self._net = ncnn.Net()
-        self._set = {**_OPTIONS, **{k: v for k, v in options.extra.items() if k in _OPTIONS}}
+        self._set = asdict(NcnnSettings(**options.extra))
         for name, value in self._set.items():
             setattr(self._net.opt, name, value)
         self._net.opt.num_threads = options.threads

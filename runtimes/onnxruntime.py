@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,12 +22,24 @@ _INTEGER_WEIGHT = {
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8)": "int8", "tensor(uint8)": "uint8"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnnxRuntimeSettings:
+    """What can be set.
+
+    Attributes:
+        kernels: Tell in ``integer_weights`` what the optimized graph computes in integers; loading takes longer.
+    """
+
+    kernels: bool = False
+
+
 class OnnxRuntime(Runtime):
     """Runs ``.onnx``."""
 
     name: ClassVar[str] = "onnxruntime"
     suffix: ClassVar[str] = ".onnx"
     install: ClassVar[str] = "pip install onnxruntime"
+    settings: ClassVar[type] = OnnxRuntimeSettings
 
     def version(self) -> str:
         import onnxruntime
@@ -44,6 +57,7 @@ class OnnxSession(Session):
         import onnxruntime as ort
 
         self._options = options
+        chosen = OnnxRuntimeSettings(**options.extra)
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
@@ -52,7 +66,7 @@ class OnnxSession(Session):
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0" if options.threads == 1 else "1")
         source: Any = path
         self._integer_weights: list[int] | None = None
-        optimized = tempfile.TemporaryDirectory(prefix="edgekit-") if options.extra.get("kernels") else None
+        optimized = tempfile.TemporaryDirectory(prefix="edgekit-") if chosen.kernels else None
         if optimized is not None:
             settings.optimized_model_filepath = os.path.join(optimized.name, "optimized.onnx")
             # The graph after the last, hardware-specific pass is the one that runs; ONNX Runtime warns of keeping it.

@@ -73,12 +73,18 @@ class Options:
         threads: Of the runtime.
         taps: Intermediate tensors to hand out with every run; ``("*",)`` for all. They may cost speed and fusion, so a
             session with taps is never timed.
-        extra: Options of one runtime, such as ``{"xnnpack": False}``.
+        extra: Settings of one runtime that differ from its defaults, such as ``{"xnnpack": False}``; its
+            :attr:`Runtime.settings` takes them.
     """
 
     threads: int = 1
     taps: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """A runtime that has nothing to set."""
 
 
 class Session(abc.ABC):
@@ -172,6 +178,8 @@ class Runtime(abc.ABC):
     name: ClassVar[str]
     suffix: ClassVar[str]
     install: ClassVar[str]
+    settings: ClassVar[type] = NoSettings
+    """A frozen dataclass of what can be set beside the threads; every field has a default."""
 
     @abc.abstractmethod
     def version(self) -> str:
@@ -184,6 +192,10 @@ class Runtime(abc.ABC):
         Raises:
             RunError: If it can't be loaded.
         """
+
+    def runs(self, path: str) -> bool:
+        """Whether a file is of the kind that it runs."""
+        return path.endswith(self.suffix)
 
     def availability(self) -> Availability:
         """Whether the runtime can be used here, tried by loading it."""

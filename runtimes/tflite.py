@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,12 +16,24 @@ _MAGIC = b"TFL3"
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TfliteSettings:
+    """What can be set.
+
+    Attributes:
+        xnnpack: Compute with XNNPACK what it takes; otherwise with LiteRT's own kernels.
+    """
+
+    xnnpack: bool = True
+
+
 class TfliteRuntime(Runtime):
     """Runs ``.tflite``."""
 
     name: ClassVar[str] = "tflite"
     suffix: ClassVar[str] = ".tflite"
     install: ClassVar[str] = "pip install ai-edge-litert"
+    settings: ClassVar[type] = TfliteSettings
 
     def version(self) -> str:
         return _interpreter()[2]
@@ -50,7 +63,7 @@ class TfliteSession(Session):
     def __init__(self, path: str, options: Options) -> None:
         interpreter, resolver, self._version = _interpreter()
         self._options = options
-        self._plain = bool(options.taps) or options.extra.get("xnnpack") is False
+        self._plain = bool(options.taps) or not TfliteSettings(**options.extra).xnnpack
         settings: dict[str, Any] = {"num_threads": options.threads}
         if self._plain:
             settings["experimental_op_resolver_type"] = resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES

@@ -18,6 +18,9 @@ class TorchRuntime(Runtime):
     suffix: ClassVar[str] = ".pt2"
     install: ClassVar[str] = "pip install torch"
 
+    def runs(self, path: str) -> bool:
+        return os.path.isdir(path) or super().runs(path)
+
     def version(self) -> str:
         import torch
 

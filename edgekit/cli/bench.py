@@ -24,7 +24,12 @@ def bench(
     ] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option("--runtime", metavar="NAME", help="Only this runtime; repeat for several.", show_default=False),
+        typer.Option(
+            "--runtime",
+            metavar="NAME[:SETTING=VALUE,…]",
+            help="Only this runtime; repeat for several.",
+            show_default=False,
+        ),
     ] = None,
     threads: Annotated[
         list[int] | None,
@@ -120,7 +125,7 @@ def show(result: BenchResult) -> None:
         style="dim",
     )
     notes = [
-        f"{row.measurement.cell.label} ({row.measurement.cell.runtime}): {note}"
+        f"{row.measurement.cell.label} ({row.measurement.cell.choice}): {note}"
         for row in result.rows
         for note in row.notes
     ]
@@ -138,7 +143,7 @@ def _cells(row: Row) -> list[str]:
     memory = measured.peak_memory_bytes
     return [
         measured.cell.label,
-        measured.cell.runtime,
+        measured.cell.choice,
         row.precision,
         str(measured.cell.threads),
         render.kib(measured.size_bytes),
