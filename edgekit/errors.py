@@ -15,6 +15,7 @@
         ├── RuntimeUnavailableError     the runtime is not usable here, with the reason
         ├── WorkerCrashError        the native library died; the command lives on
         ├── WorkerTimeoutError      the worker gave no answer in time
+        ├── WorkerMemoryError       the worker got no memory, or met its limit
         └── TargetError             the machine to run on is not set up or can't be reached
             └── PackagesError           what it needs can't be fetched from here
 
@@ -113,21 +114,38 @@ class ParityError(ExportError):
 class ExecutionError(EdgekitError):
     """A file that could not be run."""
 
+    failure = "refused"
+    """What kind of end it was, in a word, for results that keep it."""
+
 
 class RuntimeUnavailableError(ExecutionError):
     """A runtime is not usable on this machine."""
+
+    failure = "unavailable"
 
 
 class WorkerCrashError(ExecutionError):
     """The worker process died, most often inside a native library."""
 
+    failure = "crash"
+
 
 class WorkerTimeoutError(ExecutionError):
     """The worker process gave no answer in time."""
 
+    failure = "timeout"
+
+
+class WorkerMemoryError(ExecutionError):
+    """The worker process got no memory, or met the limit that it was given."""
+
+    failure = "memory"
+
 
 class TargetError(ExecutionError):
     """The machine to run on is not set up, can't be reached, or was lost."""
+
+    failure = "target"
 
 
 class PackagesError(TargetError):

@@ -35,10 +35,13 @@ def machine_facts() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": _memory(),
         "governor": _read(_SYS / "cpu0/cpufreq/scaling_governor"),
-        "clock_khz": _clocks(),
-        "load_average": os.getloadavg()[0],
-        "temperature_c": _temperatures(),
+        **sensors(),
     }
+
+
+def sensors() -> dict[str, Any]:
+    """What changes while something runs: ``clock_khz``, ``load_average``, ``temperature_c``; what is not told is None."""
+    return {"clock_khz": _clocks(), "load_average": os.getloadavg()[0], "temperature_c": _temperatures()}
 
 
 def cpu_facts(cpuinfo: str, otherwise: str = "") -> dict[str, Any]:

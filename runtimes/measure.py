@@ -1,10 +1,8 @@
-"""Measuring files and comparing them.
+"""Measuring files.
 
 Every measurement runs in a fresh process: load, first run, warm-up, then at least so many runs and at least so long.
 What is to be compared is measured in turn, round after round in shuffled order, so that a slow minute of the machine
-falls on all alike. All raw samples are kept. Two cells are compared by the ratio of their medians with a bootstrap
-interval over rounds (a round's runs share the machine's state, so rounds are what is independent) and, within them,
-over runs; "no difference" and "slower" are answers.
+falls on all alike. All raw samples are kept.
 """
 
 from __future__ import annotations
@@ -13,22 +11,20 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from edgekit.errors import ExecutionError, RuntimeUnavailableError
+from edgekit.errors import ExecutionError, TargetError
 from edgekit.files import sha256_file, size_on_disk
 from edgekit.runtimes.choice import named
+from edgekit.runtimes.comparison import LEAST_ROUNDS, balanced
 from edgekit.runtimes.runtime import Options
 from edgekit.runtimes.targets import instructions
+from edgekit.runtimes.targets.link import RUN_TIMEOUT_S
 from edgekit.runtimes.targets.target import Target
 
 PERCENTILES = (50, 90, 99)
-LEAST_ROUNDS = 3
-# More samples of a round than these add nothing to the interval but time.
-_RESAMPLES, _SAMPLES_PER_ROUND = 2000, 200
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +37,10 @@ class Plan:
         seconds: Least time of the timed runs in each round.
         warmup_runs: Least runs before them, after the first.
         warmup_seconds: Least time of those.
-        batch: Inputs at a time.
         seed: Of the order within the rounds, and of the bootstrap.
+        cpus: Keep the processes on these CPUs; on any if empty.
+        memory_limit_bytes: What loading and running one file may take; None for no limit.
+        timeout_s: How long loading, or running beyond the planned time, may take.
     """
 
     rounds: int = 8
@@ -50,21 +48,25 @@ class Plan:
     seconds: float = 0.4
     warmup_runs: int = 3
     warmup_seconds: float = 0.1
-    batch: int = 1
     seed: int = 0
+    cpus: tuple[int, ...] = ()
+    memory_limit_bytes: int | None = None
+    timeout_s: float = RUN_TIMEOUT_S
 
     def __post_init__(self) -> None:
         if self.rounds < LEAST_ROUNDS:
             raise ValueError(f"an interval needs at least {LEAST_ROUNDS} rounds, not {self.rounds}")
-        if self.runs < 1 or self.batch < 1 or self.seconds < 0:
+        if self.runs < 1 or self.seconds < 0 or self.timeout_s <= 0:
             raise ValueError(
-                f"runs, batch and seconds must be positive, not {self.runs}, {self.batch}, {self.seconds:g}"
+                f"runs, seconds and timeout must be positive, not {self.runs}, {self.seconds:g}, {self.timeout_s:g}"
             )
+        if self.memory_limit_bytes is not None and self.memory_limit_bytes <= 0:
+            raise ValueError(f"a memory limit must be positive, not {self.memory_limit_bytes}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One thing to measure: a file in a runtime with so many threads.
+    """One thing to measure: a file in a runtime with so many threads, so many inputs at a time.
 
     Attributes:
         label: What to call it in tables.
@@ -72,6 +74,7 @@ class Cell:
         runtime: Its name.
         threads: Of the runtime.
         extra: Settings of the runtime that differ from its defaults.
+        batch: Inputs at a time.
     """
 
     label: str
@@ -79,6 +82,7 @@ class Cell:
     runtime: str
     threads: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
+    batch: int = 1
 
     @property
     def choice(self) -> str:
@@ -99,10 +103,13 @@ class Measurement:
         rounds_ms: Raw steady samples, a list for each round, in milliseconds for one inference of ``batch`` inputs.
         peak_memory_bytes: Largest growth of resident memory by loading and running the file, over the rounds.
         process_memory_bytes: Largest resident memory of the whole process, its libraries included.
+        energy_mj: For one inference, for each round; empty where the machine does not tell. Idle power is in it.
+        energy: What told it, or why nothing did.
         instructions: Of one inference by class, for each inference that was counted; where the target counts them, there
             are no times.
         facts: What the runtime really used; ``not_honoured`` lists what was asked for and not done.
         error: Why there is no measurement; empty when there is one.
+        failure: What kind of end that was: ``crash``, ``timeout``, ``memory``, ``refused``, ``unavailable``, ``target``.
     """
 
     cell: Cell
@@ -113,9 +120,12 @@ class Measurement:
     rounds_ms: tuple[tuple[float, ...], ...] = ()
     peak_memory_bytes: int | None = None
     process_memory_bytes: int | None = None
+    energy_mj: tuple[float, ...] = ()
+    energy: str = ""
     instructions: tuple[dict[str, int], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    failure: str = ""
 
     @property
     def samples_ms(self) -> np.ndarray:
@@ -129,7 +139,12 @@ class Measurement:
 
     def percentile(self, q: float) -> float:
         """A percentile of the steady samples in ms; every round weighs alike."""
-        return float(np.percentile(_balanced(self.rounds_ms), q))
+        return float(np.percentile(balanced(self.rounds_ms), q))
+
+    @property
+    def inputs_per_second(self) -> float:
+        """Throughput of the steady state: inputs over time spent, every round weighing alike."""
+        return 1000 * self.cell.batch / float(balanced(self.rounds_ms).mean())
 
     def to_dict(self, *, raw: bool = True) -> dict[str, Any]:
         """JSON values, with the raw samples unless told otherwise."""
@@ -139,9 +154,11 @@ class Measurement:
             "runtime": self.cell.runtime,
             "settings": dict(self.cell.extra),
             "threads": self.cell.threads,
+            "batch": self.cell.batch,
             "size_bytes": self.size_bytes,
             "sha256": self.sha256,
             "error": self.error,
+            "failure": self.failure,
         }
         if self.rounds_ms:
             value |= {f"p{q}_ms": self.percentile(q) for q in PERCENTILES}
@@ -149,6 +166,9 @@ class Measurement:
                 "load_ms": float(np.median(self.load_ms)),
                 "first_run_ms": float(np.median(self.first_run_ms)),
                 "runs": len(self.samples_ms),
+                "inputs_per_second": self.inputs_per_second,
+                "energy_mj": float(np.median(self.energy_mj)) if self.energy_mj else None,
+                "energy": self.energy,
                 "peak_memory_bytes": self.peak_memory_bytes,
                 "process_memory_bytes": self.process_memory_bytes,
                 "facts": self.facts,
@@ -170,33 +190,13 @@ class Measurement:
         return value
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """How long one cell takes against another.
-
-    Attributes:
-        label: The cell.
-        baseline: What it is compared with.
-        ratio: Median latency over the baseline's; below 1 is faster.
-        low: Lower end of the interval.
-        high: Upper end.
-        verdict: ``faster``, ``slower`` or ``no difference``.
-    """
-
-    label: str
-    baseline: str
-    ratio: float
-    low: float
-    high: float
-    verdict: str
-
-
 def measure(
     cells: Sequence[Cell],
     inputs: Sequence[np.ndarray],
     target: Target,
     plan: Plan,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    journal: Journal | None = None,
 ) -> list[Measurement]:
     """Measures cells, interleaved.
 
@@ -206,90 +206,142 @@ def measure(
         target: Where. One that counts instructions does that instead, in one process for each cell.
         plan: How long.
         progress: Told how far it has come.
+        journal: Keeps what is done, and knows what was done before.
 
     Returns:
-        A measurement for each cell, in order. A cell that crashes, hangs or can't be loaded is a result too: its
-        ``error`` says why, it is not tried again, and the others are measured all the same.
+        A measurement for each cell, in order. A cell that crashes, hangs, finds no memory or can't be loaded is a result
+        too: its ``error`` says why, it is not tried again, and the others are measured all the same.
     """
-    records = [_Record() for _ in cells]
+    found: list[list[Round]] = [[] for _ in cells]
     order = random.Random(plan.seed)
     rounds = 1 if target.counts_instructions else plan.rounds
     once = _count_once if target.counts_instructions else _measure_once
     done, total = 0, rounds * len(cells)
-    for _ in range(rounds):
+    for number in range(rounds):
         for index in order.sample(range(len(cells)), len(cells)):
-            cell, record = cells[index], records[index]
-            if not record.error:
-                once(cell, inputs[index], target, plan, record)
+            cell = cells[index]
+            if not any(one.error for one in found[index]):
+                known = journal.round(index, number) if journal is not None else None
+                one = known or once(cell, inputs[index], target, plan)
+                found[index].append(one)
+                # A board that was lost may be there again when the work goes on.
+                if journal is not None and known is None and one.failure != TargetError.failure:
+                    journal.keep(index, number, one)
             done += 1
             progress(done, total, f"measuring: {cell.label} in {cell.choice}")
-    return [record.finish(cell) for record, cell in zip(records, cells, strict=True)]
+    return [_measurement(cell, one) for cell, one in zip(cells, found, strict=True)]
 
 
-@dataclass
-class _Record:
-    load_ms: list[float] = field(default_factory=list)
-    first_run_ms: list[float] = field(default_factory=list)
-    rounds_ms: list[tuple[float, ...]] = field(default_factory=list)
-    peaks: list[int] = field(default_factory=list)
-    process: list[int] = field(default_factory=list)
-    instructions: list[dict[str, int]] = field(default_factory=list)
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What one process told of one cell; JSON values.
+
+    Attributes:
+        load_ms: Loading the file.
+        first_run_ms: The first inference.
+        samples_ms: The timed ones.
+        peak_memory_bytes: Growth of resident memory by loading and running the file.
+        process_memory_bytes: Resident memory of the whole process, its libraries included.
+        energy_mj: For one inference; None where the machine does not tell.
+        energy: What told it, or why nothing did.
+        instructions: Of each counted inference, by class.
+        facts: What the runtime really used.
+        error: Why there is nothing.
+        failure: What kind of end that was, as :attr:`edgekit.errors.ExecutionError.failure` names it.
+    """
+
+    load_ms: float = 0.0
+    first_run_ms: float = 0.0
+    samples_ms: tuple[float, ...] = ()
+    peak_memory_bytes: int = 0
+    process_memory_bytes: int = 0
+    energy_mj: float | None = None
+    energy: str = ""
+    instructions: tuple[dict[str, int], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     error: str = ""
-
-    def finish(self, cell: Cell) -> Measurement:
-        exists = cell.path.exists()
-        files = files_of(cell.path) if exists else []
-        return Measurement(
-            cell=cell,
-            size_bytes=sum(size_on_disk(path) for path in files),
-            sha256=sha256_file(cell.path) if cell.path.is_file() else "",
-            load_ms=tuple(self.load_ms),
-            first_run_ms=tuple(self.first_run_ms),
-            rounds_ms=() if self.error else tuple(self.rounds_ms),
-            peak_memory_bytes=max(self.peaks) if self.peaks else None,
-            process_memory_bytes=max(self.process) if self.process else None,
-            instructions=() if self.error else tuple(self.instructions),
-            facts=self.facts,
-            error=self.error,
-        )
+    failure: str = ""
 
 
-def _measure_once(cell: Cell, x: np.ndarray, target: Target, plan: Plan, record: _Record) -> None:
+class Journal(Protocol):
+    """What is kept of a long measurement, so that it can go on after it was cut off."""
+
+    def round(self, cell: int, number: int) -> Round | None:
+        """What was kept of a round of a cell."""
+
+    def keep(self, cell: int, number: int, found: Round) -> None:
+        """Keeps a round."""
+
+
+def _measurement(cell: Cell, rounds: Sequence[Round]) -> Measurement:
+    whole = [one for one in rounds if not one.error]
+    failed = next((one for one in rounds if one.error), None)
+    timed = [one for one in whole if one.samples_ms]
+    files = files_of(cell.path) if cell.path.exists() else []
+    return Measurement(
+        cell=cell,
+        size_bytes=sum(size_on_disk(path) for path in files),
+        sha256=sha256_file(cell.path) if cell.path.is_file() else "",
+        load_ms=tuple(one.load_ms for one in timed),
+        first_run_ms=tuple(one.first_run_ms for one in timed),
+        rounds_ms=() if failed else tuple(one.samples_ms for one in timed),
+        peak_memory_bytes=max((one.peak_memory_bytes for one in timed), default=None),
+        process_memory_bytes=max((one.process_memory_bytes for one in timed), default=None),
+        energy_mj=tuple(one.energy_mj for one in timed if one.energy_mj is not None),
+        energy=timed[-1].energy if timed else "",
+        instructions=() if failed else tuple(counted for one in whole for counted in one.instructions),
+        facts=whole[-1].facts if whole else {},
+        error=failed.error if failed else "",
+        failure=failed.failure if failed else "",
+    )
+
+
+def options_of(cell: Cell, plan: Plan) -> Options:
+    """How a cell's file is opened."""
+    return Options(threads=cell.threads, extra=cell.extra, cpus=plan.cpus, memory_limit_bytes=plan.memory_limit_bytes)
+
+
+def _measure_once(cell: Cell, x: np.ndarray, target: Target, plan: Plan) -> Round:
     try:
         with target.worker() as worker:
-            opened = worker.open(cell.path, cell.runtime, Options(threads=cell.threads, extra=cell.extra))
+            opened = worker.open(cell.path, cell.runtime, options_of(cell, plan), plan.timeout_s)
             timed = worker.time(
                 x,
                 runs=plan.runs,
                 seconds=plan.seconds,
                 warmup_runs=plan.warmup_runs,
                 warmup_seconds=plan.warmup_seconds,
+                timeout_s=plan.timeout_s,
             )
             memory = worker.memory()
-    except RuntimeUnavailableError as error:
-        record.error = f"{error.what} ({error.remedy})" if error.remedy else error.what
-        return
     except ExecutionError as error:
-        record.error = error.what
-        return
-    record.load_ms.append(opened["load_ms"])
-    record.first_run_ms.append(timed["first_run_ms"])
-    record.rounds_ms.append(tuple(timed["samples_ms"]))
-    record.peaks.append(memory["peak_bytes"] - memory["before_bytes"])
-    record.process.append(memory["peak_bytes"])
-    record.facts = timed["facts"]
+        return failed_round(error)
+    joules, runs = timed["energy_j"], len(timed["samples_ms"])
+    return Round(
+        load_ms=opened["load_ms"],
+        first_run_ms=timed["first_run_ms"],
+        samples_ms=tuple(timed["samples_ms"]),
+        peak_memory_bytes=memory["peak_bytes"] - memory["before_bytes"],
+        process_memory_bytes=memory["peak_bytes"],
+        energy_mj=1000 * joules / runs if joules is not None else None,
+        energy=timed["energy"],
+        facts=timed["facts"],
+    )
 
 
-def _count_once(cell: Cell, x: np.ndarray, target: Target, plan: Plan, record: _Record) -> None:
+def _count_once(cell: Cell, x: np.ndarray, target: Target, plan: Plan) -> Round:
     try:
         with target.worker(counting=True) as worker:
-            worker.open(cell.path, cell.runtime, Options(threads=cell.threads, extra=cell.extra))
-            record.facts, counted = worker.count(x)
+            worker.open(cell.path, cell.runtime, options_of(cell, plan), plan.timeout_s)
+            facts, counted = worker.count(x, timeout_s=plan.timeout_s)
     except ExecutionError as error:
-        record.error = str(error).replace("\n", " ")
-        return
-    record.instructions += counted
+        return failed_round(error)
+    return Round(facts=facts, instructions=tuple(counted))
+
+
+def failed_round(error: ExecutionError) -> Round:
+    """A round that ended with an error."""
+    return Round(error=f"{error.what} ({error.remedy})" if error.remedy else error.what, failure=error.failure)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -298,65 +350,3 @@ def files_of(path: Path) -> list[Path]:
         return [path / "program.pt2"]
     binary = path.with_suffix(".bin")
     return [path, binary] if path.suffix == ".param" and binary.is_file() else [path]
-
-
-def compare(measured: Measurement, baseline: Measurement, seed: int = 0) -> Comparison:
-    """The ratio of median latencies with its interval.
-
-    Args:
-        measured: The cell.
-        baseline: What to compare with; measured in the same rounds.
-        seed: Of the bootstrap.
-
-    Raises:
-        ValueError: If one of them has no samples, or the rounds differ in number.
-    """
-    low, high = interval(measured.rounds_ms, baseline.rounds_ms, seed)
-    verdict = "faster" if high < 1 else "slower" if low > 1 else "no difference"
-    return Comparison(
-        label=measured.cell.label,
-        baseline=baseline.cell.label,
-        ratio=measured.percentile(50) / baseline.percentile(50),
-        low=low,
-        high=high,
-        verdict=verdict,
-    )
-
-
-def interval(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
-    """A two-stage bootstrap interval (Davison & Hinkley 1997, section 3.8) on median(a) / median(b).
-
-    Rounds are drawn in pairs, for the two of a round met the same machine; then runs within each.
-
-    Args:
-        a: Samples for each round.
-        b: Samples for each round, as many rounds.
-        seed: Of the draws.
-
-    Returns:
-        Lower and upper end, 95 %.
-    """
-    if len(a) != len(b) or len(a) < LEAST_ROUNDS:
-        raise ValueError(
-            f"a comparison needs the same rounds on both sides, at least {LEAST_ROUNDS}: {len(a)} and {len(b)}"
-        )
-    rng = np.random.default_rng(seed)
-    left, right = _balanced(a), _balanced(b)
-    ratios = np.empty(_RESAMPLES)
-    for draw in range(_RESAMPLES):
-        rounds = rng.integers(0, len(left), len(left))
-        ratios[draw] = np.median(_redrawn(left[rounds], rng)) / np.median(_redrawn(right[rounds], rng))
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(ratios, [tail, 100 - tail])
-    return float(low), float(high)
-
-
-def _balanced(rounds: Sequence[Sequence[float]]) -> np.ndarray:
-    """As many samples of every round (its quantiles), so that a fast round with more runs does not outweigh a slow one."""
-    points = (np.arange(_SAMPLES_PER_ROUND) + 0.5) / _SAMPLES_PER_ROUND
-    return np.stack([np.quantile(np.asarray(one, np.float64), points) for one in rounds])
-
-
-def _redrawn(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    chosen = rng.integers(0, samples.shape[1], samples.shape)
-    return np.take_along_axis(samples, chosen, axis=1)

@@ -75,11 +75,15 @@ class Options:
             session with taps is never timed.
         extra: Settings of one runtime that differ from its defaults, such as ``{"xnnpack": False}``; its
             :attr:`Runtime.settings` takes them.
+        cpus: Keep the process on these CPUs; on any if empty.
+        memory_limit_bytes: What loading and running the file may take, over what the library took; None for no limit.
     """
 
     threads: int = 1
     taps: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    cpus: tuple[int, ...] = ()
+    memory_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

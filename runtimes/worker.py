@@ -7,19 +7,21 @@ It reads one JSON object a line on stdin and answers each with one on stdout; ar
 files, whose names are in the messages. Whatever libraries print goes to stderr. The process lives for one file, so its
 memory is that file's, and a crash in a native library is the end of this process alone.
 
-    {"do": "open", "runtime", "path", "threads", "taps", "extra"}   → {"load_ms", "facts", "metadata", "inputs", "outputs"}
+    {"do": "open", "runtime", "path", "threads", "taps", "extra", "cpus", "memory_limit_bytes"}
+                                                                    → {"load_ms", "facts", "metadata", "inputs", "outputs"}
     {"do": "run", "input", "output"}                                → {}; output holds "output" and the taps
-    {"do": "time", "input", "runs", "seconds", "warmup_runs", "warmup_seconds"} → {"first_run_ms", "samples_ms"}
+    {"do": "time", "input", "runs", "seconds", "warmup_runs", "warmup_seconds"}
+                                                                    → {"first_run_ms", "samples_ms", "energy_j", "energy"}
     {"do": "count", "input", "runs", "mark"}                        → {"facts"}; the runs are marked for an onlooker
     {"do": "memory"}                                                → {"peak_bytes", "before_bytes"}
+    {"do": "sensors"}                                               → clocks, temperatures, load
     {"do": "facts", "runtimes"}                                     → the machine's, and "runtimes": which can be used
 
-A failure is ``{"error": kind, "message": text}`` with the kind ``unavailable`` or ``failed``.
+A failure is ``{"error": kind, "message": text}`` with the kind ``unavailable``, ``memory`` or ``failed``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
 import errno
@@ -34,12 +36,21 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from .facts import machine_facts, usable_runtimes
+from . import energy
+from .facts import machine_facts, sensors, usable_runtimes
+from .process import die_with_parent, go_first, limit_memory, pin, reset_peak, status
 from .runtime import Options, RunError, Session, first_line, runtime_for
 
-_PR_SET_PDEATHSIG = 1
 # Python specializes its bytecode after eight runs of it (PEP 659).
 _WARM_RUNS, _WARM_SECONDS = 10, 5.0
+_NO_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "failed to allocate",
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+)
 
 
 class Worker:
@@ -55,6 +66,8 @@ class Worker:
             return self._open(message)
         if message["do"] == "facts":
             return {**machine_facts(), "runtimes": usable_runtimes(message["runtimes"])}
+        if message["do"] == "sensors":
+            return sensors()
         if self._session is None:
             raise RunError("no file is open")
         if message["do"] == "run":
@@ -69,16 +82,19 @@ class Worker:
         if message["do"] == "count":
             return self._count(self._session, message)
         if message["do"] == "memory":
-            return {"peak_bytes": _status("VmHWM"), "before_bytes": self._before}
+            return {"peak_bytes": status("VmHWM"), "before_bytes": self._before}
         raise RunError(f"a worker does not know how to {message['do']!r}")
 
     def _open(self, message: dict[str, Any]) -> dict[str, Any]:
+        # The threads that libraries start stay where their process is when they are loaded.
+        pin(message["cpus"])
         runtime = runtime_for(message["runtime"])
         found = runtime.availability()
         if not found.usable:
             return {"error": "unavailable", "message": found.reason, "install": found.install}
-        self._before = _status("VmRSS")
-        _reset_peak()
+        self._before = status("VmRSS")
+        reset_peak()
+        limit_memory(message["memory_limit_bytes"])
         options = Options(message["threads"], tuple(message["taps"]), message["extra"])
         start = time.perf_counter_ns()
         session = runtime.open(message["path"], options)
@@ -101,11 +117,22 @@ class Worker:
             session.invoke()
             runs += 1
         samples: list[float] = []
+        gc.collect()
+        gc.disable()
+        before = energy.read()
         until = time.perf_counter() + message["seconds"]
         while len(samples) < message["runs"] or time.perf_counter() < until:
             samples.append(_timed(session))
+        after = energy.read()
+        gc.enable()
         # Delegates and arithmetic may be settled by the first run only: tell what was used now.
-        return {"first_run_ms": first, "samples_ms": samples, "facts": session.facts()}
+        return {
+            "first_run_ms": first,
+            "samples_ms": samples,
+            "energy_j": energy.spent(before, after),
+            "energy": after.source or f"not available: {after.reason}",
+            "facts": session.facts(),
+        }
 
     def _count(self, session: Session, message: dict[str, Any]) -> dict[str, Any]:
         """Marks two empty regions, and then one around each inference."""
@@ -135,25 +162,10 @@ def _timed(session: Session) -> float:
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def _status(key: str) -> int:
-    """A size of this process in bytes, from the kernel; 0 where it does not tell."""
-    with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8") as stream:
-        for line in stream:
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _reset_peak() -> None:
-    # Writing 5 sets the peak resident size back to the present one (Linux, proc(5)).
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="utf-8") as stream:
-        stream.write("5")
-
-
-def _die_with_parent() -> None:
-    """A killed command must not leave a worker behind that keeps the processor busy."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _for_memory(error: BaseException) -> bool:
+    """Whether a library failed because it got no memory, in the words that they use for it."""
+    text = f"{error} {error.__cause__ or ''}".lower()
+    return isinstance(error.__cause__, MemoryError) or any(word in text for word in _NO_MEMORY)
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
@@ -162,14 +174,17 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     for line in requests:
         try:
             answer = worker.answer(json.loads(line))
+        except MemoryError as error:
+            answer = {"error": "memory", "message": first_line(error)}
         except RunError as error:
-            answer = {"error": "failed", "message": str(error)}
+            answer = {"error": "memory" if _for_memory(error) else "failed", "message": str(error)}
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             what = "the target's disk is full" if full else f"{type(error).__name__} on the target"
             answer = {"error": "failed", "message": f"{what}: {first_line(error)}"}
         except Exception as error:  # the libraries raise what they like
-            answer = {"error": "failed", "message": f"{type(error).__name__}: {first_line(error)}"}
+            kind = "memory" if _for_memory(error) else "failed"
+            answer = {"error": kind, "message": f"{type(error).__name__}: {first_line(error)}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -181,13 +196,14 @@ def main(*, supervised: bool = False) -> None:
         supervised: Work in a child process, and end as a shell would tell its end (128 and the signal's number): for
             connections that hand on an exit code and no signal.
     """
-    _die_with_parent()
+    die_with_parent()
     if supervised:
         child = os.fork()
         if child:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             os._exit(128 - code if code < 0 else code)
-        _die_with_parent()
+        die_with_parent()
+    go_first()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     faulthandler.enable()

@@ -18,7 +18,8 @@ import numpy as np
 from edgekit.bundle import Bundle
 from edgekit.errors import StepError, UsageError
 from edgekit.export.exporter import exporter_for
-from edgekit.runtimes.measure import Cell, Comparison, Plan, compare, measure
+from edgekit.runtimes.comparison import Comparison, compare
+from edgekit.runtimes.measure import Cell, Plan, measure
 from edgekit.runtimes.targets.target import target_for
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,16 @@ import numpy as np
 
 from edgekit.errors import ExecutionError, UsageError
 from edgekit.runtimes.choice import Choice, choose
-from edgekit.runtimes.measure import Cell
-from edgekit.runtimes.runtime import SUFFIXES, Options, runtime_for, runtime_of_file
+from edgekit.runtimes.measure import Cell, Plan, failed_round, options_of
+from edgekit.runtimes.runtime import SUFFIXES, runtime_for, runtime_of_file
 from edgekit.runtimes.targets.target import Target
 
 if TYPE_CHECKING:
+    from edgekit.bundle import Bundle
     from edgekit.data.dataset import Dataset
+
+OTHER_BATCH = "batch"
+"""The failure of a file that takes another number of inputs at a time."""
 
 
 @dataclass
@@ -29,6 +33,7 @@ class Candidate:
         home: The bundle it belongs to.
         opened: What a worker told when it opened the file.
         error: Why it can't be measured.
+        failure: What kind of end that was.
         x: The input that is timed.
         input: What that is.
     """
@@ -38,6 +43,7 @@ class Candidate:
     home: Path | None
     opened: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    failure: str = ""
     x: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     input: str = ""
 
@@ -48,16 +54,45 @@ class Candidate:
         return found
 
 
+def paths_of(items: str | Path | Bundle | Iterable[str | Path | Bundle]) -> list[Path]:
+    """Where the named things lie.
+
+    Raises:
+        UsageError: If one is not there.
+    """
+    from edgekit.bundle import Bundle
+
+    return [_path_of(item) for item in ([items] if isinstance(items, (str, Path, Bundle)) else items)]
+
+
+def _path_of(item: str | Path | Bundle) -> Path:
+    from edgekit.bundle import Bundle
+
+    if isinstance(item, Bundle):
+        if item.path is None:
+            raise UsageError("a bundle must lie on disk to be measured", "Save it first: bundle.save(DIR).")
+        return item.path
+    path = Path(item)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist", "Give exported files or bundle folders.")
+    return path
+
+
 def list_candidates(
-    paths: Sequence[Path], runtimes: Sequence[str], threads: Sequence[int], target: Target
+    paths: Sequence[Path],
+    runtimes: Sequence[str],
+    threads: Sequence[int],
+    target: Target,
+    batches: Sequence[int] = (1,),
 ) -> list[Candidate]:
-    """Every file of what was named, in each fitting runtime, with each number of threads.
+    """Every file of what was named, in each fitting runtime, with each number of threads and each batch.
 
     Args:
         paths: Exported files and bundle folders.
         runtimes: As :func:`edgekit.runtimes.choice.choose` reads them; what the files need if empty.
         threads: Each is a cell of its own.
         target: Where they will run.
+        batches: Inputs at a time; each is a cell of its own.
 
     Raises:
         UsageError: If a path can't be run, or nothing is left to measure.
@@ -85,12 +120,20 @@ def list_candidates(
             label = path.name if file == path else f"{path.name}/{file.name}"
             found += [
                 Candidate(
-                    Cell(label=label, path=file, runtime=choice.name, threads=count, extra=dict(choice.extra)),
+                    Cell(
+                        label=label,
+                        path=file,
+                        runtime=choice.name,
+                        threads=count,
+                        extra=dict(choice.extra),
+                        batch=batch,
+                    ),
                     item,
                     home,
                 )
                 for choice in fitting
                 for count in threads
+                for batch in batches
             ]
     if not found:
         raise UsageError(
@@ -105,19 +148,20 @@ def _home_of(file: Path) -> Path | None:
     return folder if (folder / "bundle.json").is_file() else None
 
 
-def probe(candidate: Candidate, target: Target, dataset: Dataset | None, batch: int) -> None:
+def probe(candidate: Candidate, target: Target, dataset: Dataset | None, plan: Plan) -> None:
     """Opens the file once, to learn what it takes and to find a real input for it."""
-    cell = candidate.cell
+    cell, batch = candidate.cell, candidate.cell.batch
     try:
         with target.worker() as worker:
-            candidate.opened = worker.open(cell.path, cell.runtime, Options(threads=cell.threads, extra=cell.extra))
+            candidate.opened = worker.open(cell.path, cell.runtime, options_of(cell, plan), plan.timeout_s)
     except ExecutionError as error:
-        candidate.error = str(error).replace("\n", " ")
+        failed = failed_round(error)
+        candidate.error, candidate.failure = failed.error, failed.failure
         return
     shape = candidate.opened["inputs"][0]["shape"]
     fixed = shape[0] if shape and shape[0] > 0 else None
     if fixed not in (None, batch):
-        candidate.error = f"the file is made for a batch of {fixed}, not {batch}"
+        candidate.error, candidate.failure = f"the file is made for a batch of {fixed}, not {batch}", OTHER_BATCH
         return
     real = _real_input(candidate, dataset, batch)
     if real is not None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
 from edgekit.evaluation import Evaluation
-from edgekit.runtimes.measure import Comparison, Measurement, Plan
+from edgekit.runtimes.comparison import Comparison
+from edgekit.runtimes.measure import Measurement, Plan
+
+KIND = "edgekit bench"
+SCHEMA = 1
+"""Of the written document; it grows when a field changes its meaning or goes, not when one is added."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +29,8 @@ class Row:
         macs_ratio: MACs over the baseline's; no speed-up by itself.
         instructions_ratio: Instructions over the baseline's, where the target counts them.
         accuracy_difference: Points of top-1 over the baseline, and their standard error (paired).
+        agreement: Percentage of the images that are given the same class as by the baseline, or, without one, by the
+            bundle's own program.
         notes: What should be known of it, the options that were not honoured first.
     """
 
@@ -35,6 +43,7 @@ class Row:
     macs_ratio: float | None = None
     instructions_ratio: float | None = None
     accuracy_difference: tuple[float, float] | None = None
+    agreement: float | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self, *, raw: bool = True) -> dict[str, Any]:
@@ -49,6 +58,7 @@ class Row:
             "macs_ratio": self.macs_ratio,
             "instructions_ratio": self.instructions_ratio,
             "accuracy_difference": self.accuracy_difference,
+            "agreement": self.agreement,
             "notes": list(self.notes),
         }
 
@@ -86,8 +96,11 @@ class BenchResult:
         )
 
     def to_dict(self, *, raw: bool = True) -> dict[str, Any]:
-        """JSON values, with raw samples unless told otherwise."""
+        """JSON values, with raw samples unless told otherwise; :data:`SCHEMA` is their version."""
         return {
+            "schema": SCHEMA,
+            "kind": KIND,
+            "edgekit": version("edgekit"),
             "target": self.target,
             "plan": asdict(self.plan),
             "data": self.data,

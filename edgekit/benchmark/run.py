@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.benchmark.candidates import Candidate, list_candidates, macs_of, probe
-from edgekit.benchmark.result import BenchResult, Row
+from edgekit.benchmark.candidates import OTHER_BATCH, Candidate, list_candidates, macs_of, paths_of, probe
+from edgekit.benchmark.journal import FolderJournal
+from edgekit.benchmark.result import SCHEMA, BenchResult, Row
 from edgekit.compress.step import no_progress
 from edgekit.errors import ExecutionError, UsageError
 from edgekit.evaluation import Evaluation, paired_difference
+from edgekit.files import sha256_file, write_json
 from edgekit.runtimes.accuracy import evaluate_file
 from edgekit.runtimes.choice import settings
-from edgekit.runtimes.measure import Measurement, Plan, compare, measure
+from edgekit.runtimes.comparison import compare
+from edgekit.runtimes.measure import Measurement, Plan, files_of, measure
 from edgekit.runtimes.runtime import RUNTIMES, runtime_for
 from edgekit.runtimes.targets.target import Target, target_for
 
@@ -36,6 +39,8 @@ def bench(
     plan: Plan | None = None,
     target: str = "local",
     images: int | None = None,
+    batches: Sequence[int] = (1,),
+    output: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> BenchResult:
     """Measures files and bundles, interleaved, each in fresh processes.
@@ -49,69 +54,65 @@ def bench(
         plan: How long to measure.
         target: Where: ``local``, ``emulated:cortex-a76``, ``ssh:pi@board``, ``adb:SERIAL``.
         images: Use so many test images at most.
+        batches: Each file is measured with each number of inputs at a time that it takes.
+        output: Write the result there, as JSON. What is done is kept beside it, and the same call goes on after it was
+            cut off.
         progress: Told how far the work has come.
 
     Raises:
-        UsageError: If there is nothing to measure, or the baseline is not among the items.
+        UsageError: If there is nothing to measure, the baseline is not among the items, or beside ``output`` lies what was
+            kept of another measurement.
 
     Example:
         >>> import edgekit
         >>> edgekit.bench(["small/exports/model.onnx"]).rows[0].measurement.percentile(50)  # doctest: +SKIP
         0.0731
     """
-    from edgekit.bundle import Bundle
     from edgekit.data.references import load_data
 
-    listed = [items] if isinstance(items, (str, Path, Bundle)) else list(items)
-    paths = [_path_of(item) for item in listed]
+    paths = paths_of(items)
     plan = plan or Plan()
     dataset = load_data(data) if isinstance(data, str) else data
     opened = target_for(target)
     if opened.counts_instructions and tuple(threads) != (1,):
         raise UsageError(f"{target} counts the instructions of one thread, not of {threads}", "Leave --threads out.")
-    candidates = list_candidates(paths, runtimes, threads, opened)
+    candidates = list_candidates(paths, runtimes, threads, opened, batches)
     reference = _baseline_index(paths, baseline)
     with opened as place:
         machine = place.describe()
         for candidate in candidates:
-            probe(candidate, place, dataset, plan.batch)
+            probe(candidate, place, dataset, plan)
+        candidates, left_out = _of_their_batch(candidates)
         able = [candidate for candidate in candidates if not candidate.error]
-        measured = dict(
-            zip(
-                (id(candidate) for candidate in able),
-                measure([c.cell for c in able], [c.x for c in able], place, plan, progress),
-                strict=True,
-            )
-        )
-        accuracies = _accuracies(able, dataset, place, images, progress) if dataset is not None else {}
+        journal = None
+        if output is not None:
+            identity = _identity(candidates, machine, plan, dataset, images)
+            journal = FolderJournal(Path(output).with_name(Path(output).name + ".partial"), identity)
+        found = measure([c.cell for c in able], [c.x for c in able], place, plan, progress, journal)
+        measured = {id(candidate): one for candidate, one in zip(able, found, strict=True)}
+        # What crashed or hung when it was timed would do so again.
+        fine = [candidate for candidate in able if not measured[id(candidate)].error]
+        accuracies = _accuracies(fine, dataset, place, images, plan, journal, progress) if dataset is not None else {}
         after = place.describe()
     rows = [_row(candidate, measured.get(id(candidate)), accuracies) for candidate in candidates]
     rows = _compared(rows, candidates, reference, plan.seed)
-    return BenchResult(
+    result = BenchResult(
         rows=tuple(rows),
         target=machine,
         plan=plan,
         data=dataset.name if dataset is not None else "",
-        warnings=tuple(_warnings(machine, after, place, threads)),
+        warnings=(*_warnings(machine, after, place, threads), *left_out),
     )
+    if output is not None:
+        write_json(Path(output), result.to_dict())
+    if journal is not None:
+        journal.remove()
+    return result
 
 
 def available() -> dict[str, dict[str, Any]]:
     """Every runtime: whether it can be used here, its version, or why not and the line that installs it; its settings."""
     return {name: {**asdict(runtime_for(name).availability()), "settings": settings(name)} for name in RUNTIMES}
-
-
-def _path_of(item: str | Path | Bundle) -> Path:
-    from edgekit.bundle import Bundle
-
-    if isinstance(item, Bundle):
-        if item.path is None:
-            raise UsageError("a bundle must lie on disk to be measured", "Save it first: bundle.save(DIR).")
-        return item.path
-    path = Path(item)
-    if not path.exists():
-        raise UsageError(f"{path} does not exist", "Give exported files or bundle folders.")
-    return path
 
 
 def _baseline_index(paths: Sequence[Path], baseline: str | Path | None) -> int | None:
@@ -125,8 +126,50 @@ def _baseline_index(paths: Sequence[Path], baseline: str | Path | None) -> int |
     )
 
 
+def _of_their_batch(candidates: list[Candidate]) -> tuple[list[Candidate], list[str]]:
+    """Leaves out the batches that a file does not take, and says so, where it takes another one of those asked for."""
+
+    def name(candidate: Candidate) -> str:
+        return f"{candidate.cell.label} in {candidate.cell.choice}"
+
+    taken = {name(candidate) for candidate in candidates if not candidate.error}
+    out = [one for one in candidates if one.failure == OTHER_BATCH and name(one) in taken]
+    sizes: dict[str, list[str]] = {}
+    for one in out:
+        sizes.setdefault(name(one), []).append(str(one.cell.batch))
+    said = [
+        f"{which}: made for one batch, not measured with {', '.join(dict.fromkeys(n))}" for which, n in sizes.items()
+    ]
+    return [one for one in candidates if one not in out], said
+
+
+def _identity(
+    candidates: Sequence[Candidate], machine: dict[str, Any], plan: Plan, dataset: Dataset | None, images: int | None
+) -> dict[str, Any]:
+    """What makes a measurement the same one."""
+    return {
+        "schema": SCHEMA,
+        "target": machine["target"],
+        "cpu": machine["cpu"],
+        "plan": asdict(plan),
+        "data": dataset.name if dataset is not None else "",
+        "images": images,
+        "files": [
+            [one.cell.label, one.cell.choice, one.cell.threads, one.cell.batch]
+            + [sha256_file(path) for path in files_of(one.cell.path)]
+            for one in candidates
+        ],
+    }
+
+
 def _accuracies(
-    candidates: Sequence[Candidate], dataset: Dataset, target: Target, images: int | None, progress: Progress
+    candidates: Sequence[Candidate],
+    dataset: Dataset,
+    target: Target,
+    images: int | None,
+    plan: Plan,
+    journal: FolderJournal | None,
+    progress: Progress,
 ) -> dict[tuple[Path, str], Evaluation | str]:
     """Accuracy for each file and runtime, or why there is none; threads don't change it."""
     from edgekit.data.preprocessing import Preprocessing
@@ -145,7 +188,8 @@ def _accuracies(
             seen = dataset.seen_by(labels) if candidate.metadata.get("few_classes") else dataset
             found[key] = evaluate_file(
                 cell.path, cell.runtime, target, seen.test, Preprocessing.from_dict(described),
-                names=labels, limit=images, extra=cell.extra, progress=progress,
+                names=labels, limit=images, extra=cell.extra, timeout_s=plan.timeout_s, progress=progress,
+                kept=journal.chunks(f"outputs-{len(found)}") if journal is not None else None,
             )  # fmt: skip
         except ExecutionError as error:
             found[key] = f"no accuracy: {error.what}"
@@ -157,7 +201,7 @@ def _row(
 ) -> Row:
     cell = candidate.cell
     if measured is None:
-        measured = Measurement(cell=cell, size_bytes=0, sha256="", error=candidate.error)
+        measured = Measurement(cell=cell, size_bytes=0, sha256="", error=candidate.error, failure=candidate.failure)
     accuracy = accuracies.get((cell.path, cell.choice))
     notes = list(measured.facts.get("not_honoured", ()))
     outside = measured.facts.get("operators_outside_delegate") or []
@@ -181,13 +225,12 @@ def _row(
 
 def _compared(rows: list[Row], candidates: Sequence[Candidate], reference: int | None, seed: int) -> list[Row]:
     """Sets each row beside the baseline's row of the same runtime, threads and, if there are several, precision."""
-    if reference is None:
-        return rows
     compared = []
-    for row in rows:
-        base = _base_of(row, rows, candidates, reference)
+    for row, candidate in zip(rows, candidates, strict=True):
+        base = _base_of(row, rows, candidates, reference) if reference is not None else None
         if base is None or base is row or row.measurement.error or base.measurement.error:
-            compared.append(row)
+            original = _program_of(candidate, rows, candidates)
+            compared.append(replace(row, agreement=_agreement(row, original)) if original is not None else row)
             continue
         difference = None
         if (
@@ -203,9 +246,30 @@ def _compared(rows: list[Row], candidates: Sequence[Candidate], reference: int |
                 instructions_ratio=_ratio(row.measurement.total_instructions, base.measurement.total_instructions),
                 macs_ratio=row.macs / base.macs if row.macs and base.macs else None,
                 accuracy_difference=difference,
+                agreement=_agreement(row, base),
             )
         )
     return compared
+
+
+def _program_of(candidate: Candidate, rows: Sequence[Row], candidates: Sequence[Candidate]) -> Row | None:
+    """The row of the bundle's own program, for one of its files."""
+    if candidate.home is None or candidate.cell.path.is_dir():
+        return None
+    return next(
+        (
+            row
+            for row, other in zip(rows, candidates, strict=True)
+            if other.cell.path.is_dir() and other.cell.path.resolve() == candidate.home.resolve()
+        ),
+        None,
+    )
+
+
+def _agreement(row: Row, base: Row) -> float | None:
+    if row.accuracy is None or base.accuracy is None or len(row.accuracy.labels) != len(base.accuracy.labels):
+        return None
+    return float((row.accuracy.predictions == base.accuracy.predictions).mean() * 100)
 
 
 def _ratio(value: int, base: int) -> float | None:
@@ -217,7 +281,8 @@ def _base_of(row: Row, rows: Sequence[Row], candidates: Sequence[Candidate], ref
     offered = [
         other
         for other, candidate in zip(rows, candidates, strict=True)
-        if candidate.item == reference and other.measurement.cell.threads == cell.threads
+        if candidate.item == reference
+        and (other.measurement.cell.threads, other.measurement.cell.batch) == (cell.threads, cell.batch)
     ]
     if len({other.measurement.cell.path for other in offered}) > 1:  # a bundle: like with like
         same = [other for other in offered if other.measurement.cell.runtime == cell.runtime]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from edgekit.cli import options
+from edgekit.cli.group import DefaultGroup
 from edgekit.errors import UsageError
 
-if TYPE_CHECKING:
-    from edgekit.benchmark import BenchResult, Row
-    from edgekit.runtimes.measure import Measurement
+app = typer.Typer(cls=DefaultGroup)
+
+_OFFLINE = (1, 8, 32)
 
 
+@app.command("run")
 def bench(
     items: Annotated[
         list[Path] | None,
@@ -27,7 +29,7 @@ def bench(
         typer.Option(
             "--runtime",
             metavar="NAME[:SETTING=VALUE,…]",
-            help="Only this runtime; repeat for several.",
+            help="Only this runtime; repeat for several. --list shows them and their settings.",
             show_default=False,
         ),
     ] = None,
@@ -40,10 +42,44 @@ def bench(
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Test images for the accuracy, at most.", show_default="all")
     ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Show the accuracy of each class too.")] = False,
     baseline: Annotated[
         Path | None,
         typer.Option(
             "--baseline", metavar="X", help="Compare with this one. Default: the first of several.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the result there as JSON; the same command goes on after it was cut off.",
+            show_default=False,
+        ),
+    ] = None,
+    scenario: Annotated[
+        str,
+        typer.Option(
+            "--scenario",
+            metavar="single-stream|offline",
+            help="Latency of one input after the other, or throughput by batch, as MLPerf names them.",
+        ),
+    ] = "single-stream",
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--batch", min=1, help="Inputs at a time; repeat for several.", show_default="1; offline 1, 8, 32"
+        ),
+    ] = None,
+    sustained: Annotated[
+        float | None,
+        typer.Option(
+            "--sustained",
+            metavar="MINUTES",
+            help="Run each for minutes without a pause: does it slow down?",
+            show_default=False,
         ),
     ] = None,
     rounds: Annotated[
@@ -53,7 +89,24 @@ def bench(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0, help="Least seconds of timed runs in each round.")
     ] = 0.4,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Inputs at a time; TFLite and ncnn files take one.")] = 1,
+    cpus: Annotated[
+        str | None,
+        typer.Option("--cpus", metavar="N,…", help="Keep the processes on these CPUs.", show_default="any"),
+    ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--memory-limit",
+            metavar="SIZE",
+            help="What loading and running one file may take, such as 64M.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", help="Give a file up that hangs so long.", show_default="600"),
+    ] = None,
+    fail_if_slower: options.FailIfSlower = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a delegate or option was not honoured.")] = False,
     list_runtimes: Annotated[
         bool, typer.Option("--list", help="Show the runtimes and whether they work here, and exit.")
@@ -68,15 +121,20 @@ def bench(
 
       edgekit bench original small --baseline original --threads 1 --threads 2
 
-      edgekit bench a/exports/model.tflite b/exports/model.int8.tflite --json > bench.json
+      edgekit bench a/exports/model.tflite b/exports/model.int8.tflite -o bench.json
 
       edgekit bench small --target emulated:cortex-a76 --data digits
 
+      edgekit bench small --scenario offline
+
+      edgekit bench compare monday.json today.json --fail-if-slower 5%
+
     Every round is a fresh process, and the rounds of all files are interleaved. A ratio below 1 is faster than the
     baseline; the interval is a 95 % bootstrap over rounds. MACs × is what arithmetic would promise, time × what it took.
+    A file that crashes, hangs or finds no memory is a result too, and the others are measured all the same.
     An emulated target counts instructions by class instead: what it takes is no latency.
     """
-    from edgekit.cli import render
+    from edgekit.cli import measured, render
 
     if list_runtimes:
         _list(as_json)
@@ -85,107 +143,64 @@ def bench(
         raise UsageError(
             "there is nothing to measure", "Give exported files or bundle folders; see `edgekit bench --help`."
         )
-    from edgekit.benchmark import bench as run
+    if scenario not in ("single-stream", "offline"):
+        raise UsageError(f"there is no scenario {scenario!r}", "Known: single-stream, offline.")
+    from edgekit.benchmark.run import bench as run
+    from edgekit.benchmark.sustained import sustain
     from edgekit.runtimes.measure import Plan
 
-    plan = Plan(rounds=rounds, runs=runs, seconds=seconds, batch=batch)
+    given = {"timeout_s": timeout} if timeout is not None else {}
+    plan = options.settings_of(
+        Plan, rounds=rounds, runs=runs, seconds=seconds, cpus=options.cpus(cpus),
+        memory_limit_bytes=options.size(memory_limit, "--memory-limit"), **given,
+    )  # fmt: skip
+    limit = options.share(fail_if_slower, "--fail-if-slower")
+    chosen = {"runtimes": runtime or (), "threads": tuple(threads or (1,)), "plan": plan, "target": target}
+    if sustained is not None:
+        with render.progress_bar() as progress:
+            curves = sustain(items, sustained, output=output, progress=progress, **chosen)
+        if as_json:
+            render.print_json(curves.to_dict())
+        else:
+            measured.show_sustained(curves)
+        if any(curve.error for curve in curves.curves):
+            raise typer.Exit(1)
+        return
+    offline = scenario == "offline"
+    batches = tuple(batch or (_OFFLINE if offline else (1,)))
     with render.progress_bar() as progress:
         result = run(
-            items, runtimes=runtime or (), threads=tuple(threads or (1,)), data=data, baseline=baseline, plan=plan,
-            images=images, target=target, progress=progress,
-        )  # fmt: skip
+            items,
+            data=data,
+            baseline=baseline,
+            images=images,
+            batches=batches,
+            output=output,
+            progress=progress,
+            **chosen,
+        )
+    slower = [
+        row
+        for row in result.rows
+        if limit is not None and row.comparison is not None and row.comparison.low > 1 + limit
+    ]
     if as_json:
         render.print_json(result.to_dict())
     else:
-        show(result)
-    if result.failed or (strict and result.not_honoured):
+        measured.show(result, per_class=per_class, offline=offline)
+    for row in slower:
+        assert row.comparison is not None
+        render.stderr.print(
+            f"[red]slower[/red] {row.measurement.cell.label} in {row.measurement.cell.choice}: × {row.comparison.ratio:.3f} "
+            f"[{row.comparison.low:.3f}, {row.comparison.high:.3f}]".replace(" [", " \\["),
+            soft_wrap=True,
+        )
+    if result.failed or slower or (strict and result.not_honoured):
         raise typer.Exit(1)
 
 
-def show(result: BenchResult) -> None:
-    """The table, the failures, and what should be known."""
-    from edgekit.cli import render
-
-    rows = [_cells(row) for row in result.rows if not row.measurement.error]
-    columns = ("model", "runtime", "precision", "threads", "size", "load ms", "first ms", "p50 ms", "p90 ms", "p99 ms",
-               "instructions", "memory", "float", "NEON float", "NEON integer", "dot product", "peak memory", "top-1", "MACs ×",
-               "instructions ×", "time × [95 %]", "verdict")  # fmt: skip
-    # A column that is empty everywhere (no data, no baseline) is left out.
-    keep = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    render.table("", [columns[i] for i in keep], [[row[i] for i in keep] for row in rows], left=min(3, len(keep)))
-    for row in result.failed:
-        render.stdout.print(f"[red]failed[/red] {row.measurement.cell.label}: {row.measurement.error}", soft_wrap=True)
-    target, plan = result.target, result.plan
-    how = f"{target['cores']} cores; {plan.rounds} rounds of at least {plan.runs} runs and {plan.seconds:g} s"
-    if "emulated_on" in target:
-        how = f"emulated on {target['emulated_on']}; instructions of one inference, one thread"
-    render.stdout.print(
-        f"{target['cpu']}, {how}, batch {plan.batch}",
-        soft_wrap=True,
-        style="dim",
-    )
-    notes = [
-        f"{row.measurement.cell.label} ({row.measurement.cell.choice}): {note}"
-        for row in result.rows
-        for note in row.notes
-    ]
-    notes += [
-        f"{row.measurement.cell.label}: timed on {row.input}" for row in result.rows if row.input == "random numbers"
-    ]
-    for note in dict.fromkeys([*notes, *result.warnings]):
-        render.stderr.print(f"note: {note}", soft_wrap=True)
-
-
-def _cells(row: Row) -> list[str]:
-    from edgekit.cli import render
-
-    measured, compared = row.measurement, row.comparison
-    memory = measured.peak_memory_bytes
-    return [
-        measured.cell.label,
-        measured.cell.choice,
-        row.precision,
-        str(measured.cell.threads),
-        render.kib(measured.size_bytes),
-        *_times(measured),
-        *_instructions(measured),
-        render.kib(memory) if memory is not None else "",
-        f"{row.accuracy.top1:.2f} %" if row.accuracy else "",
-        f"{row.macs_ratio:.2f}" if row.macs_ratio is not None else "",
-        f"{row.instructions_ratio:.2f}" if row.instructions_ratio is not None else "",
-        f"{compared.ratio:.2f} [{compared.low:.2f}, {compared.high:.2f}]" if compared else "",
-        compared.verdict if compared else "",
-    ]
-
-
-def _times(measured: Measurement) -> list[str]:
-    from edgekit.cli import render
-
-    if not measured.rounds_ms:
-        return [""] * 5
-    times = [_median(measured.load_ms), _median(measured.first_run_ms), *map(measured.percentile, (50, 90, 99))]
-    return [render.milliseconds(ms) for ms in times]
-
-
-def _instructions(measured: Measurement) -> list[str]:
-    from edgekit.cli import render
-    from edgekit.runtimes.targets import instructions
-
-    if not measured.instructions:
-        return [""] * 6
-    found = instructions.mean(measured.instructions)
-    shown = ("memory", "float", "neon_float", "neon_integer", "dot_product")
-    return [render.count(number) for number in (measured.total_instructions, *(found[name] for name in shown))]
-
-
-def _median(values: tuple[float, ...]) -> float:
-    import statistics
-
-    return statistics.median(values)
-
-
 def _list(as_json: bool) -> None:
-    from edgekit.benchmark import available
+    from edgekit.benchmark.run import available
     from edgekit.cli import render
 
     found = available()

@@ -27,7 +27,7 @@ def demo(
     The network is a small CNN for 8×8 handwritten digits that comes with edgekit. Nothing is downloaded.
     """
     from edgekit.cli import render
-    from edgekit.cli.bench import show
+    from edgekit.cli.measured import show
     from edgekit.demo import run_demo
 
     with render.progress_bar() as progress:

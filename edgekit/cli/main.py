@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from edgekit.cli.advise import advise
-from edgekit.cli.bench import bench
+from edgekit.cli.bench import app as bench
+from edgekit.cli.compare import compare
 from edgekit.cli.compress import compress
 from edgekit.cli.demo import demo
 from edgekit.cli.export import export
@@ -37,8 +38,11 @@ Examples:
   edgekit bench small --data digits
 """,
 )
-for command in (inspect, advise, compress, export, verify, bench, demo):
+for command in (inspect, advise, compress, export, verify):
     app.command()(command)
+bench.command()(compare)
+app.add_typer(bench, name="bench", help="Measure files side by side; compare results.")
+app.command()(demo)
 app.add_typer(target, name="target")
 
 

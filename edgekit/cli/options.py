@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -12,6 +12,7 @@ from edgekit.errors import UsageError
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
 
+_T = TypeVar("_T")
 _MODEL = "a bundle folder, zoo:NAME, package.module:factory, path/to/file.py:factory, FILE.pt2, or FILE.onnx"
 _DATA = "digits, cifar10:PATH, idx:PATH, folder:PATH, npz:PATH, or package.module:factory"
 
@@ -74,6 +75,15 @@ Resize = Annotated[
         rich_help_panel="Preprocessing",
     ),
 ]
+FailIfSlower = Annotated[
+    str | None,
+    typer.Option(
+        "--fail-if-slower",
+        metavar="SHARE",
+        help="Exit with 1 where the whole interval lies above it, such as 5%.",
+        show_default=False,
+    ),
+]
 
 
 def load_model(
@@ -114,3 +124,51 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{option} {text!r} is no list of numbers", f"For example {option} 0.5,0.5,0.5.") from None
+
+
+def settings_of(cls: type[_T], **values: Any) -> _T:
+    """A settings object; a value that it does not take is an error of what was typed."""
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def share(text: str | None, option: str) -> float | None:
+    """A share as typed: ``5%`` or ``0.05``."""
+    if text is None:
+        return None
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"{option} {text!r} is no share", f"For example {option} 5%.")
+    return value
+
+
+def size(text: str | None, option: str) -> int | None:
+    """A number of bytes as typed: ``512K``, ``64M``, ``1.5G``, or plain bytes."""
+    if text is None:
+        return None
+    number = text.upper().removesuffix("B").removesuffix("I")
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(number[-1:], 1)
+    try:
+        value = float(number if factor == 1 else number[:-1]) * factor
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < float("inf"):
+        raise UsageError(f"{option} {text!r} is no size", f"For example {option} 64M.")
+    return int(value)
+
+
+def cpus(text: str | None) -> tuple[int, ...]:
+    """Numbers of CPUs as typed: ``0,2`` or ``4-7``."""
+    found: list[int] = []
+    try:
+        for part in text.split(",") if text else ():
+            first, dash, last = part.partition("-")
+            found += range(int(first), int(last if dash else first) + 1)
+    except ValueError:
+        raise UsageError(f"--cpus {text!r} is no list of CPUs", "For example --cpus 0,1 or --cpus 4-7.") from None
+    return tuple(dict.fromkeys(found))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Whoever reads a pipe gets tables in full width, whatever their terminal.
 _UNLIMITED = 10_000
+_STEPS = "▁▂▃▄▅▆▇█"
 stdout = Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED)
 stderr = Console(stderr=True, highlight=False)
 
@@ -120,3 +121,14 @@ def count(number: float) -> str:
 def milliseconds(value: float) -> str:
     """A time in ms with three figures."""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """A curve in one line, from the least value to the largest.
+
+    Example:
+        >>> sparkline([1, 2, 3])
+        '▁▅█'
+    """
+    low, span = min(values), max(values) - min(values)
+    return "".join(_STEPS[round((value - low) / span * (len(_STEPS) - 1)) if span else 0] for value in values)

@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import ExecutionError, RuntimeUnavailableError, TargetError, WorkerCrashError, WorkerTimeoutError
+from edgekit.errors import (
+    ExecutionError,
+    RuntimeUnavailableError,
+    TargetError,
+    WorkerCrashError,
+    WorkerMemoryError,
+    WorkerTimeoutError,
+)
 from edgekit.files import disk_errors
 from edgekit.runtimes.runtime import RUNTIMES, Options
 
@@ -27,6 +34,8 @@ COUNTS = "instructions.jsonl"
 # No kernel has this system call: it marks a region for whoever looks on.
 MARK = 31337
 
+# faulthandler's stack follows the native library's last words, which are what a user can use.
+_OF_PYTHON = (" ", "Extension modules", "Current thread", "Thread 0x", "Fatal Python error")
 _DAMAGED = "The file may be damaged, or hit a bug of the library."
 
 
@@ -97,6 +106,7 @@ class Link:
         self._process, self._transfer, self._folder, self._log = process, transfer, folder, log
         self._pending = b""
         self._what = "the worker"
+        self._limit: int | None = None
         self.opened: dict[str, Any] = {}
 
     def open(self, path: Path, runtime: str, options: Options, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
@@ -118,7 +128,10 @@ class Link:
             "threads": options.threads,
             "taps": list(options.taps),
             "extra": dict(options.extra),
+            "cpus": list(options.cpus),
+            "memory_limit_bytes": options.memory_limit_bytes,
         }
+        self._limit = options.memory_limit_bytes
         self.opened = self._call(request, timeout_s)
         return self.opened
 
@@ -134,15 +147,24 @@ class Link:
             return found["output"], taps
 
     def time(
-        self, x: np.ndarray, *, runs: int, seconds: float, warmup_runs: int, warmup_seconds: float
+        self,
+        x: np.ndarray,
+        *,
+        runs: int,
+        seconds: float,
+        warmup_runs: int,
+        warmup_seconds: float,
+        timeout_s: float = RUN_TIMEOUT_S,
     ) -> dict[str, Any]:
-        """Times inference on one input: ``first_run_ms`` and raw ``samples_ms``."""
+        """Times inference on one input: ``first_run_ms``, raw ``samples_ms``, ``energy_j`` of these and its source."""
         source = self._send_input(x)
         plan = {"runs": runs, "seconds": seconds, "warmup_runs": warmup_runs, "warmup_seconds": warmup_seconds}
         request = {"do": "time", "input": self._transfer.name(source), **plan}
-        return self._call(request, RUN_TIMEOUT_S + seconds + warmup_seconds)
+        return self._call(request, timeout_s + seconds + warmup_seconds)
 
-    def count(self, x: np.ndarray, runs: int = COUNTED_RUNS) -> tuple[dict[str, Any], list[dict[str, int]]]:
+    def count(
+        self, x: np.ndarray, runs: int = COUNTED_RUNS, timeout_s: float = RUN_TIMEOUT_S
+    ) -> tuple[dict[str, Any], list[dict[str, int]]]:
         """Counts the instructions of inferences on one input, by a worker that was started for it.
 
         Args:
@@ -157,7 +179,7 @@ class Link:
         """
         source = self._send_input(x)
         request = {"do": "count", "input": self._transfer.name(source), "runs": runs, "mark": MARK}
-        facts = self._call(request, RUN_TIMEOUT_S)["facts"]
+        facts = self._call(request, timeout_s)["facts"]
         record = self._folder / COUNTS
         lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
         # The worker marks an empty region twice before: the second one is what the marks themselves take.
@@ -171,6 +193,10 @@ class Link:
     def facts(self) -> dict[str, Any]:
         """What the machine tells of itself, and of each runtime whether it can be loaded there."""
         return self._call({"do": "facts", "runtimes": list(RUNTIMES)}, START_TIMEOUT_S)
+
+    def sensors(self) -> dict[str, Any]:
+        """Clocks, temperatures and load now."""
+        return self._call({"do": "sensors"}, START_TIMEOUT_S)
 
     def _send_input(self, x: np.ndarray) -> Path:
         source = self._folder / "input.npy"
@@ -194,6 +220,13 @@ class Link:
         if answer.get("error") == "unavailable":
             raise RuntimeUnavailableError(
                 f"the runtime {request['runtime']} is not usable here: {answer['message']}", answer.get("install", "")
+            )
+        if answer.get("error") == "memory":
+            raise WorkerMemoryError(
+                f"{self._what} found no memory{self._under_limit()}: {answer['message']}",
+                "Raise the limit."
+                if self._limit is not None
+                else "Take a smaller batch, or a target with more memory.",
             )
         if "error" in answer:
             raise ExecutionError(answer["message"])
@@ -224,12 +257,14 @@ class Link:
             self._process.wait(10)
         how, hint = self._transfer.ended(self._process.returncode)
         said = self._log.read_text(errors="replace").strip().splitlines() if self._log.is_file() else []
-        # faulthandler's stack follows the native library's last words, which are what a user can use.
-        words = [
-            line for line in said if line.strip() and not line.startswith((" ", "Extension modules", "Current thread"))
-        ]
+        words = [line for line in said if line.strip() and not line.startswith(_OF_PYTHON)]
         tail = f"; its last words: {words[-1].strip()[:300]}" if words else ""
-        return WorkerCrashError(f"{self._what} {how}{tail}", hint)
+        if self._limit is not None:
+            hint = f"Libraries end like this when they get no memory: raise the limit, or try without it. {hint}"
+        return WorkerCrashError(f"{self._what} {how}{self._under_limit()}{tail}", hint)
+
+    def _under_limit(self) -> str:
+        return "" if self._limit is None else f" under a memory limit of {self._limit / 1024 / 1024:.0f} MiB"
 
     def close(self) -> None:
         """Ends the worker."""

@@ -119,7 +119,8 @@ def test_pruning_that_knows_the_classes_beats_pruning_that_does_not(before: Bund
 
 
 def test_what_was_cut_is_exported_and_benched_on_its_classes(before: Bundle, data: Dataset, tmp_path: Path) -> None:
-    from edgekit.runtimes.measure import LEAST_ROUNDS, Plan
+    from edgekit.runtimes.comparison import LEAST_ROUNDS
+    from edgekit.runtimes.measure import Plan
 
     small = compress(before, "keep-classes:classes=[3,5,8]", data, output=tmp_path / "three")
     (file,) = edgekit.export(small, "onnx", data=data)

@@ -31,7 +31,7 @@ from edgekit.data.dataset import Dataset, to_inputs
 from edgekit.errors import StepError, UsageError
 from edgekit.evaluation import evaluate
 from edgekit.program import export_program, trainable
-from edgekit.runtimes.measure import Comparison
+from edgekit.runtimes.comparison import Comparison
 from edgekit.testing import networks
 
 LAYER = Layer("node", "layer", "layer.weight", 12, 16, (3, 3), (1, 1), (1, 1), (1, 1), (10, 10))

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.runtimes.measure import Cell, Measurement, Plan, compare, interval, measure
+from edgekit.runtimes.comparison import compare, interval
+from edgekit.runtimes.measure import Cell, Measurement, Plan, measure
 from edgekit.runtimes.targets.local import LocalTarget
 from edgekit.testing.fakes import RUNTIME, write_fake
 

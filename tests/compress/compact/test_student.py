@@ -32,7 +32,7 @@ from edgekit.errors import StepError, UsageError
 from edgekit.export.exporter import EXPORTERS
 from edgekit.export.run import export
 from edgekit.program import export_program
-from edgekit.runtimes.measure import Comparison
+from edgekit.runtimes.comparison import Comparison
 from edgekit.testing import networks
 
 QUICK = "images=128,trial=0,epochs=0"
