@@ -181,6 +181,40 @@ def test_bench(small: Path) -> None:
     assert "onnxruntime" in run("bench", "--list").stdout
 
 
+def test_bench_compare(small: Path, tmp_path: Path) -> None:
+    quick = ("--rounds", "3", "--runs", "3", "--seconds", "0", "--runtime", "onnxruntime")
+    for name in ("a.json", "b.json"):
+        assert run("bench", small, *quick, "--data", "digits", "--per-class", "-o", tmp_path / name).returncode == 0
+    done = run("bench", "compare", tmp_path / "a.json", tmp_path / "b.json", "--fail-if-slower", "900%")
+    assert done.returncode == 0, done.stderr
+    assert "same file" in done.stdout
+    slower = json.loads((tmp_path / "b.json").read_text())
+    (row,) = slower["rows"]
+    row["raw"]["rounds_ms"] = [[ms * 50 for ms in one] for one in row["raw"]["rounds_ms"]]
+    row["p50_ms"] *= 50
+    (tmp_path / "b.json").write_text(json.dumps(slower))
+    done = run("bench", "compare", tmp_path / "a.json", tmp_path / "b.json", "--fail-if-slower", "5%")
+    assert done.returncode == 1
+    assert "failed model.int8.onnx" in done.stdout
+    found = json.loads(run("bench", "compare", tmp_path / "a.json", tmp_path / "b.json", "--json").stdout)
+    assert found["pairs"][0]["verdict"] == "slower"
+
+
+def test_bench_limits_and_scenarios(small: Path) -> None:
+    quick = ("--rounds", "3", "--runs", "3", "--seconds", "0")
+    onnx, param = small / "exports" / "model.int8.onnx", small / "exports" / "model.int8.ncnn.param"
+    done = run("bench", onnx, param, *quick, "--scenario", "offline", "--batch", "1", "--batch", "4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "inputs/s" in done.stdout
+    assert "not measured with 4" in done.stderr, "ncnn takes one at a time, and that is said"
+    done = run("bench", onnx, *quick, "--memory-limit", "1M")
+    assert done.returncode == 1
+    assert done.stdout.startswith("memory ")
+    done = run("bench", onnx, "--runtime", "onnxruntime", "--sustained", "0.08")
+    assert done.returncode == 0, done.stderr
+    assert "too short to tell" in done.stdout
+
+
 def test_targets(tmp_path: Path) -> None:
     empty = {"EDGEKIT_CACHE": str(tmp_path / "cache"), "PATH": str(tmp_path)}
     listed = {one["kind"]: one for one in json.loads(run("target", "list", "--json", **empty).stdout)}
@@ -240,6 +274,12 @@ def test_a_failed_measurement_is_exit_code_1(tmp_path: Path) -> None:
         ),
         (("bench",), 2, "nothing to measure"),
         (("bench", "missing.onnx"), 2, "does not exist"),
+        (("bench", "x.onnx", "--cpus", "a"), 2, "no list of CPUs"),
+        (("bench", "x.onnx", "--memory-limit", "much"), 2, "no size"),
+        (("bench", "x.onnx", "--fail-if-slower", "-1%"), 2, "no share"),
+        (("bench", "x.onnx", "--scenario", "server"), 2, "single-stream, offline"),
+        (("bench", "x.onnx", "--timeout", "-1"), 2, "must be positive"),
+        (("bench", "compare", "a.json", "b.json"), 2, "a.json does not exist"),
         (("verify", "missing.onnx"), 2, "does not exist"),
     ],
 )
