@@ -87,14 +87,14 @@ class Worker:
 
     def _open(self, message: dict[str, Any]) -> dict[str, Any]:
         # The threads that libraries start stay where their process is when they are loaded.
-        pin(message["cpus"])
+        pin(message.get("cpus", ()))
         runtime = runtime_for(message["runtime"])
         found = runtime.availability()
         if not found.usable:
             return {"error": "unavailable", "message": found.reason, "install": found.install}
         self._before = status("VmRSS")
         reset_peak()
-        limit_memory(message["memory_limit_bytes"])
+        limit_memory(message.get("memory_limit_bytes"))
         options = Options(message["threads"], tuple(message["taps"]), message["extra"])
         start = time.perf_counter_ns()
         session = runtime.open(message["path"], options)

@@ -1,0 +1,202 @@
+"""Whether the harness tells the truth, and whether it tells the same again.
+
+    python benches/harness.py truth [--work runs/harness] [--rounds 8]
+    python benches/harness.py repeat [--work runs/harness] [--times 10] [--rounds 8]
+
+``truth``: the median of `edgekit bench` against a bare loop over each runtime's own interface (bare_loops.py, no line of
+edgekit), in turn, each round a fresh process; for a network of 0.05 ms and one of some 10 ms. And the time between two
+inferences that compute nothing: what the harness adds to each.
+``repeat``: a file against its own copy and against itself made 5 % slower on purpose, ten times, while a program keeps the
+other core busy; the bench is pinned to the first core. Results go to benches/results/harness.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+from odd_runtimes import NOTHING, SLOW, SLOWER
+
+import edgekit
+from edgekit.bundle import Bundle, versions
+from edgekit.export.exporter import exporter_for
+from edgekit.files import write_json
+from edgekit.runtimes.comparison import compare, interval
+from edgekit.runtimes.measure import Cell, Plan, measure
+from edgekit.runtimes.targets.local import LocalTarget
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "harness.json"
+FORMATS = {"onnx": "onnxruntime", "tflite": "tflite", "ncnn": "ncnn"}
+
+
+def files(work: Path) -> dict[tuple[str, str], tuple[Path, np.ndarray]]:
+    """A small and a larger network in each format, with an input as the file has it."""
+    found = {}
+    for name, bundle in (("digits-cnn", edgekit.load("zoo:digits-cnn")), ("mobilenet-v2", networks.mobilenet_v2())):
+        x = np.random.default_rng(0).standard_normal((1, *bundle.input_shape), dtype=np.float32)
+        for format, runtime in FORMATS.items():
+            found[name, runtime] = (_written(bundle, format, work / name), x)
+        found[name, "openvino"] = found[name, "onnxruntime"]
+        found[name, "torch"] = (bundle.save(work / name / "bundle").path or work, x)
+    return found
+
+
+def _written(bundle: Bundle, format: str, folder: Path) -> Path:
+    exporter = exporter_for(format)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"model{exporter.suffix}"
+    metadata = {"input_layout": exporter.input_layout, "input_shape": list(bundle.input_shape)}
+    exporter.write(exporter.lower(bundle, "float32"), path, metadata)
+    return path
+
+
+def truth(work: Path, rounds: int) -> dict[str, Any]:
+    """Ours against a bare loop, and the harness by itself."""
+    plan = Plan(rounds=3, runs=20, seconds=0.5)
+    rows = {}
+    for (name, runtime), (path, x) in files(work).items():
+        source = work / "input.npy"
+        # NHWC where the file takes it so.
+        np.save(source, np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if runtime == "tflite" else x)
+        command = [
+            sys.executable, str(HERE / "bare_loops.py"), runtime, str(path), str(source), "1", str(plan.runs),
+            str(plan.seconds),
+        ]  # fmt: skip
+        ours: list[tuple[float, ...]] = []
+        bare: list[tuple[float, ...]] = []
+        order = random.Random(0)
+        for _ in range(rounds):
+            for side in order.sample(("ours", "bare"), 2):
+                if side == "bare":
+                    done = subprocess.run(command, capture_output=True, text=True, check=True, env=_plain())
+                    bare.append(tuple(json.loads(done.stdout.strip().splitlines()[-1])))
+                else:
+                    ours.append(_one_round(path, runtime, x, plan))
+        low, high = interval(ours, bare)
+        ratio = _median(ours) / _median(bare)
+        rows[f"{name}/{runtime}"] = {
+            "ours_ms": _median(ours), "bare_ms": _median(bare), "ratio": ratio, "low": low, "high": high, "rounds": rounds,
+        }  # fmt: skip
+        print(f"{name} in {runtime}: × {ratio:.3f} [{low:.3f}, {high:.3f}]", flush=True)
+    return {"against_bare_loops": rows, "nanoseconds_between_empty_inferences": _empty(work)}
+
+
+def _one_round(path: Path, runtime: str, x: np.ndarray, plan: Plan) -> tuple[float, ...]:
+    with LocalTarget().worker() as worker:
+        from edgekit.runtimes.runtime import Options
+
+        worker.open(path, runtime, Options())
+        timed = worker.time(
+            x, runs=plan.runs, seconds=plan.seconds, warmup_runs=plan.warmup_runs, warmup_seconds=plan.warmup_seconds
+        )
+    return tuple(timed["samples_ms"])
+
+
+def _median(rounds: list[tuple[float, ...]]) -> float:
+    return float(np.median([np.median(one) for one in rounds]))
+
+
+def _plain() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+
+
+def _empty(work: Path) -> dict[str, float]:
+    path = work / "nothing"
+    path.write_text("")
+    cell = Cell(label="nothing", path=path, runtime=NOTHING)
+    (found,) = measure([cell], [np.zeros((1, 4), np.float32)], LocalTarget(), Plan(rounds=5, runs=20_000, seconds=0))
+    if found.error:
+        raise SystemExit(found.error)
+    return {"p50_of_samples": found.percentile(50) * 1e6, "between_calls": found.facts["median_ns_between_calls"]}
+
+
+@contextlib.contextmanager
+def busy(cpu: int) -> Iterator[None]:
+    """Keeps a core busy with products of matrices."""
+    program = (
+        f"import os; os.sched_setaffinity(0, {{{cpu}}})\n"
+        "import numpy as np\n"
+        "a = np.random.default_rng(0).standard_normal((512, 512), dtype=np.float32)\n"
+        "while True: a @ a\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def repeat(work: Path, times: int, rounds: int) -> dict[str, Any]:
+    """The same comparison again and again."""
+    first, last = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+    rows: dict[str, Any] = {}
+    for (name, runtime), (path, x) in files(work).items():
+        if name != "mobilenet-v2" or runtime not in SLOW:
+            continue
+        copy = work / "copy" / path.name
+        copy.parent.mkdir(exist_ok=True)
+        for one in (path, path.with_suffix(".bin")):
+            if one.is_file():
+                shutil.copy(one, copy.with_suffix(one.suffix))
+        cells = [
+            Cell(label="file", path=path, runtime=runtime),
+            Cell(label="copy", path=copy, runtime=runtime),
+            Cell(label="slower", path=path, runtime=SLOW[runtime]),
+        ]
+        same, slower = [], []
+        with busy(last):
+            for number in range(times):
+                plan = Plan(rounds=rounds, seed=number, cpus=(first,))
+                base, other, slow = measure(cells, [x] * 3, LocalTarget(), plan)
+                if base.error or other.error or slow.error:
+                    raise SystemExit(base.error or other.error or slow.error)
+                for found, into in ((other, same), (slow, slower)):
+                    judged = compare(found, base, number)
+                    into.append([judged.ratio, judged.low, judged.high])
+                print(f"{runtime} {number}: same {same[-1]}, slower {slower[-1]}", flush=True)
+        rows[f"{name}/{runtime}"] = {
+            "same": same,
+            "slower": slower,
+            "covered": sum(low <= 1 <= high for _, low, high in same),
+            "detected": sum(low > 1 for _, low, _ in slower),
+            "times": times,
+        }
+    return {"pairs": rows, "slower_on_purpose": SLOWER, "rounds": rounds, "other_core": "busy"}
+
+
+def main() -> None:
+    """Does one of the two and adds it to the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("truth", "repeat"))
+    parser.add_argument("--work", type=Path, default=Path("runs/harness"))
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--result", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    # Workers find the odd runtimes beside this file.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    found = json.loads(arguments.result.read_text()) if arguments.result.is_file() else {}
+    if arguments.what == "truth":
+        found["truth"] = truth(arguments.work, arguments.rounds)
+    else:
+        found["repeat"] = repeat(arguments.work, arguments.times, arguments.rounds)
+    write_json(arguments.result, {**found, "target": LocalTarget().describe(), "versions": versions()})
+    print(f"wrote {arguments.result}")
+
+
+if __name__ == "__main__":
+    main()
