@@ -58,6 +58,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/low-rank"))
     parser.add_argument("--depth", type=int, action="append", choices=(20, 56))
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--method", default="auto", choices=("auto", "spatial", "channel", "tucker", "cp"))
+    parser.add_argument("--learning-rate", default="0.01")
     parser.add_argument("--multiple", type=int, default=4)
     parser.add_argument("--part", action="append", choices=("untrained", "trained", "clock"))
     arguments = parser.parse_args()
@@ -85,15 +87,16 @@ def main() -> None:
                         keep()
                 kept["tensorly"] = kept.get("tensorly") or _tensorly(original, data)
             if part == "trained":
+                chosen = "rectified=true" if arguments.method == "auto" else f"method={arguments.method}"
                 steps = [
-                    f"factorize:{goal},rectified=true",
-                    f"finetune:epochs={arguments.epochs},learning_rate=0.01,distill=0.5",
+                    f"factorize:{goal},{chosen}",
+                    f"finetune:epochs={arguments.epochs},learning_rate={arguments.learning_rate},distill=0.5",
                 ]
-                small = edgekit.compress(
-                    original, steps, data, output=work / f"trained-{arguments.epochs}", progress=log
-                )
-                kept["trained"] = {**_row(original, small, data, reference), "steps": steps}
-                print("trained", kept["trained"], flush=True)
+                key = "trained" if arguments.method == "auto" else f"trained {arguments.method}"
+                folder = work / f"{key.replace(' ', '-')}-{arguments.epochs}-{arguments.learning_rate}"
+                small = edgekit.compress(original, steps, data, output=folder, progress=log)
+                kept[key] = {**_row(original, small, data, reference), "steps": steps}
+                print(key, kept[key], flush=True)
             if part == "clock":
                 kept["clock"] = _clock(original, goal, work)
             keep()

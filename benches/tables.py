@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+import tables_runtime as runtime
 import tables_structure as structure
 from tables_shared import NAMES, ROOT, machine, points, result
 
@@ -185,36 +186,6 @@ def trained() -> list[str]:
     return lines
 
 
-def arm() -> list[str]:
-    """Accuracy and instructions on emulated ARM CPUs."""
-    found = result("arm")
-    cells = list(found["cells"].items())
-    widest = max((row["spread"] for _, row in cells if "spread" in row), default=0.0)
-    lines = [
-        f"**ResNet-20 on ARM, emulated** ({found['test_images']} test images; millions of instructions of one inference, "
-        f"the same in each process within {100 * widest:.1g} %; an emulator has no times), `python benches/arm.py`:",
-        "",
-        "| CPU | file | runtime | all | loads, stores | NEON float | NEON integer | dot product | top-1 (x86) | max Δ to x86 |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for key, row in cells:
-        cpu, bundle, _ = key.split("/")
-        if "error" in row:
-            lines.append(f"| {cpu} | {bundle} | {NAMES[row['runtime']]} | {row['error']} ||||||| |")
-            continue
-        kinds = ("total", "memory", "neon_float", "neon_integer", "dot_product")
-        # What is still to be measured is left blank.
-        counted = row.get("instructions")
-        counts = " | ".join(f"{counted[kind] / 1e6:.2f}" if counted else "" for kind in kinds)
-        right = (
-            f"{row['top1']:.1f} % ({row['top1_here']:.1f} %) | {row['max_abs_from_here']:.1g}"
-            if "top1" in row
-            else " |"
-        )
-        lines.append(f"| {cpu} | {bundle} | {NAMES[row['runtime']]} | {counts} | {right} |")
-    return lines
-
-
 def memory() -> list[str]:
     """Calibration in bounded memory."""
     rows = result("calibration_memory")["rows"]
@@ -244,7 +215,8 @@ def tables() -> str:
         "resnet56": structure.resnet56, "classes": structure.few_classes, "pruned_speed": structure.pruned_speed,
         "prune_weights": structure.pruned_weights, "low_rank": structure.low_rank, "distillation": structure.distilled,
         "student": structure.student, "fusion": structure.fusion, "zoo": structure.zoo,
-        "sparse_speed": structure.sparse_speed, "arm": arm, "calibration_memory": memory, "startup": others,
+        "sparse_speed": structure.sparse_speed, "harness": runtime.harness, "matrix": runtime.matrix, "arm": runtime.arm,
+        "calibration_memory": memory, "startup": others,
     }  # fmt: skip
     # What was not measured has no table.
     made = [part() for name, part in parts.items() if (ROOT / "benches" / "results" / f"{name}.json").is_file()]

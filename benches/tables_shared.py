@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = {"onnxruntime": "ONNX Runtime", "tflite": "LiteRT", "ncnn": "ncnn", "torch": "torch (eager)"}
+NAMES = {
+    "onnxruntime": "ONNX Runtime",
+    "tflite": "LiteRT",
+    "ncnn": "ncnn",
+    "torch": "torch (eager)",
+    "openvino": "OpenVINO",
+}
 
 
 def result(name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -82,20 +83,8 @@ class FolderJournal:
             stream.write("\n" + json.dumps({"cell": cell, "number": number, "round": asdict(found)}))
 
     def chunks(self, name: str) -> FolderChunks:
-        """The outputs of one file over the data set."""
-        return FolderChunks(self._folder / name)
-
-    def document(self, name: str) -> dict[str, Any] | None:
-        """A finished part that was kept; None if there is none."""
-        path = self._folder / f"{name}.json"
-        if not path.is_file():
-            return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-
-    def keep_document(self, name: str, value: Mapping[str, Any]) -> None:
-        """Keeps a finished part."""
-        write_json(self._folder / f"{name}.json", value)
+        """The outputs over the data set of what has this name."""
+        return FolderChunks(self._folder / f"outputs-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
 
     def remove(self) -> None:
         """All is done: nothing is to go on."""

@@ -152,7 +152,7 @@ def _identity(
         "target": machine["target"],
         "cpu": machine["cpu"],
         "plan": asdict(plan),
-        "data": dataset.name if dataset is not None else "",
+        "data": [dataset.name, dataset.test.digest] if dataset is not None else [],
         "images": images,
         "files": [
             [one.cell.label, one.cell.choice, one.cell.threads, one.cell.batch]
@@ -189,7 +189,7 @@ def _accuracies(
             found[key] = evaluate_file(
                 cell.path, cell.runtime, target, seen.test, Preprocessing.from_dict(described),
                 names=labels, limit=images, extra=cell.extra, timeout_s=plan.timeout_s, progress=progress,
-                kept=journal.chunks(f"outputs-{len(found)}") if journal is not None else None,
+                kept=journal.chunks(f"{cell.label} {cell.choice}") if journal is not None else None,
             )  # fmt: skip
         except ExecutionError as error:
             found[key] = f"no accuracy: {error.what}"

@@ -1,0 +1,122 @@
+"""The tables of what measures: the harness itself, the matrix, emulated ARM."""
+
+from __future__ import annotations
+
+from tables_shared import NAMES, result
+
+_CLASSES = ("total", "memory", "neon_float", "neon_integer", "dot_product")
+
+
+def harness() -> list[str]:
+    """Whether measurements are true, and the same again."""
+    found = result("harness")
+    lines = [
+        "**The harness**, `python benches/harness.py truth` and `repeat`. Our p50 over a bare loop's, with no line of edgekit:",
+        "",
+        "| network | runtime | bare loop, ms | ours ÷ bare [95 %] |",
+        "|---|---|---|---|",
+    ]
+    for key, row in found.get("truth", {}).get("against_bare_loops", {}).items():
+        network, runtime = key.split("/")
+        ratio = f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        lines.append(f"| {network} | {NAMES.get(runtime, runtime)} | {row['bare_ms']:.3g} | {ratio} |")
+    if "truth" in found:
+        empty = found["truth"]["nanoseconds_between_empty_inferences"]
+        lines += ["", f"Between two inferences that compute nothing: {empty['between_calls'] / 1000:.2f} µs."]
+    if "repeat" in found:
+        repeated = found["repeat"]
+        told = [
+            f"{NAMES[key.split('/')[1]]} {row['covered']} of {row['times']}, and {row['detected']} of {row['times']}"
+            for key, row in repeated["pairs"].items()
+        ]
+        lines += [
+            "",
+            f"MobileNet V2 against its own copy and against itself made {repeated['slower_on_purpose']:.0%} slower, "
+            f"{repeated['rounds']} rounds, the other core kept busy: the interval holds 1.0, and lies above it, in {'; '.join(told)}.",
+        ]
+    return lines
+
+
+def matrix() -> list[str]:
+    """Five networks, three precisions, every runtime."""
+    found = result("matrix")
+    cells = {tuple(key.split("/")): row for key, row in found["cells"].items()}
+    lines: list[str] = []
+    networks = list(dict.fromkeys(key[0] for key in cells))
+    if any(key[1] == "local" for key in cells):
+        lines += [
+            f"**The matrix here** ({found['targets']['local']['cpu']}; p50 in ms with one and two threads, {found['rounds']} "
+            f"interleaved rounds; top-1 on {found['images']} images; MobileNet V2 and ResNet-50 have random weights), "
+            "`python benches/matrix.py`:",
+            "",
+            "| network | precision | runtime | 1 thread | 2 threads | peak MiB | size KiB | top-1 |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for key, row in cells.items():
+            network, target, runtime, precision, threads = key
+            if target != "local" or threads != "1":
+                continue
+            two = cells.get((*key[:4], "2"), {})
+            shown = [f"{one['p50_ms']:.3g}" if "p50_ms" in one else one.get("failure", "") for one in (row, two)]
+            peak = f"{row['peak_memory_bytes'] / 2**20:.0f}" if "peak_memory_bytes" in row else ""
+            top1 = f"{row['top1']:.1f} %" if "top1" in row else ""
+            lines.append(
+                f"| {network} | {precision} | {NAMES.get(runtime, runtime)} | {shown[0]} | {shown[1]} | {peak} "
+                f"| {row['size_bytes'] / 1024:.0f} | {top1} |"
+            )
+    emulated = [key for key in cells if key[1] != "local"]
+    if emulated:
+        lines += [
+            "",
+            "**Counted on emulated ARM** (millions of instructions of one inference: all, dot products in brackets), "
+            "`python benches/matrix.py --target emulated:cortex-a76 …`:",
+            "",
+        ]
+        targets = list(dict.fromkeys(key[1] for key in emulated))
+        lines += [
+            f"| network | precision | runtime | {' | '.join(name.partition(':')[2] for name in targets)} |",
+            "|---|---|---|" + "---|" * len(targets),
+        ]
+        for network in networks:
+            rows = dict.fromkeys((key[3], key[2]) for key in emulated if key[0] == network)
+            for precision, runtime in rows:
+                told = [_counted(cells.get((network, target, runtime, precision, "1"), {})) for target in targets]
+                lines.append(f"| {network} | {precision} | {NAMES.get(runtime, runtime)} | {' | '.join(told)} |")
+    return lines
+
+
+def _counted(row: dict) -> str:  # type: ignore[type-arg]
+    if "instructions" not in row:
+        return str(row.get("failure", ""))
+    counts = row["instructions"]
+    top1 = f", {row['top1']:.1f} %" if "top1" in row else ""
+    return f"{counts['total'] / 1e6:.3g} ({counts['dot_product'] / 1e6:.3g}){top1}"
+
+
+def arm() -> list[str]:
+    """Accuracy and instructions on emulated ARM CPUs."""
+    found = result("arm")
+    cells = list(found["cells"].items())
+    widest = max((row["spread"] for _, row in cells if "spread" in row), default=0.0)
+    lines = [
+        f"**ResNet-20 on ARM, emulated** ({found['test_images']} test images; millions of instructions of one inference, "
+        f"the same in each process within {100 * widest:.1g} %; an emulator has no times), `python benches/arm.py`:",
+        "",
+        "| CPU | file | runtime | all | loads, stores | NEON float | NEON integer | dot product | top-1 (x86) | max Δ to x86 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for key, row in cells:
+        cpu, bundle, _ = key.split("/")
+        if "error" in row:
+            lines.append(f"| {cpu} | {bundle} | {NAMES[row['runtime']]} | {row['error']} ||||||| |")
+            continue
+        # What is still to be measured is left blank.
+        counted = row.get("instructions")
+        counts = " | ".join(f"{counted[kind] / 1e6:.2f}" if counted else "" for kind in _CLASSES)
+        right = (
+            f"{row['top1']:.1f} % ({row['top1_here']:.1f} %) | {row['max_abs_from_here']:.1g}"
+            if "top1" in row
+            else " |"
+        )
+        lines.append(f"| {cpu} | {bundle} | {NAMES[row['runtime']]} | {counts} | {right} |")
+    return lines
