@@ -32,7 +32,8 @@ def harness() -> list[str]:
         lines += [
             "",
             f"MobileNet V2 against its own copy and against itself made {repeated['slower_on_purpose']:.0%} slower, "
-            f"{repeated['rounds']} rounds, the other core kept busy: the interval holds 1.0, and lies above it, in {'; '.join(told)}.",
+            f"{repeated['rounds']} rounds, the other core kept busy: the interval holds 1.0, and lies above it, in "
+            f"{'; '.join(told)}.",
         ]
     return lines
 
