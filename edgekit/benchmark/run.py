@@ -309,6 +309,8 @@ def _warnings(before: dict[str, Any], after: dict[str, Any], target: Target, thr
         )
     if before.get("governor") not in (None, "performance"):
         found.append(f"the clock governor is {before['governor']}, so the clock may move")
+    if after.get("thermal_status") not in (None, "none"):
+        found.append(f"the device was warm: its thermal status is {after['thermal_status']}")
     if before.get("clock_khz") and after.get("clock_khz") and max(before["clock_khz"]) > 1.2 * max(after["clock_khz"]):
         found.append("the clock fell while measuring: the machine may have throttled")
     return found
