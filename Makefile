@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
+# A file's tests stay in one process: they share exported files and servers, which would be made once for each process.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-realdata test-targets lint format types wheel clean
 
@@ -12,16 +13,15 @@ demo: $(STAMP)
 	$(BIN)/edgekit demo
 
 test: $(STAMP)
-	$(PYTEST) -m "not realdata and not targets"
+	$(PYTEST) --durations 25 -m "not realdata and not targets"
 
 # Needs the real models and data sets: EDGEKIT_REALDATA, or ../shared/data.
 test-realdata: $(STAMP)
 	$(PYTEST) -m realdata
 
-# Needs apt-get and the network the first time: what is fetched stays in EDGEKIT_CACHE, or ~/.cache/edgekit. A file's tests
-# stay together, for they share a server or exported files.
+# Needs apt-get and the network the first time: what is fetched stays in EDGEKIT_CACHE, or ~/.cache/edgekit.
 test-targets: $(STAMP)
-	$(PYTEST) --dist loadfile -m targets
+	$(PYTEST) -m targets
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
