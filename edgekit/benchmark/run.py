@@ -88,6 +88,8 @@ def bench(
         if output is not None:
             identity = _identity(candidates, machine, plan, dataset, images)
             journal = FolderJournal(Path(output).with_name(Path(output).name + ".partial"), identity)
+            if journal.rounds:
+                left_out.append(f"{journal.rounds} rounds were measured before, by a command that was cut off")
         found = measure([c.cell for c in able], [c.x for c in able], place, plan, progress, journal)
         measured = {id(candidate): one for candidate, one in zip(able, found, strict=True)}
         # What crashed or hung when it was timed would do so again.
