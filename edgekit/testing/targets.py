@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.errors import ExecutionError, RuntimeUnavailableError, WorkerCrashError, WorkerTimeoutError
+from edgekit.errors import (
+    ExecutionError,
+    RuntimeUnavailableError,
+    WorkerCrashError,
+    WorkerMemoryError,
+    WorkerTimeoutError,
+)
 from edgekit.runtimes.runtime import Options
 from edgekit.runtimes.targets.link import Link
 from edgekit.runtimes.targets.target import Target
@@ -56,6 +62,17 @@ class TargetConformance:
                 grown.append(memory["peak_bytes"] - memory["before_bytes"])
         assert grown[0] > 190 << 20
         assert grown[1] < 50 << 20
+
+    def test_a_memory_limit_is_kept_or_refused_and_never_overlooked(self, target: Target, tmp_path: Path) -> None:
+        large = write_fake(tmp_path / "large.fake", allocate_bytes=200 << 20)
+        with target.worker() as worker, pytest.raises(ExecutionError) as caught:
+            worker.open(large, RUNTIME, Options(memory_limit_bytes=100 << 20))
+        kept = isinstance(caught.value, WorkerMemoryError)
+        assert kept or "memory can't be limited here" in caught.value.what
+
+    def test_tells_its_sensors(self, target: Target) -> None:
+        with target.worker() as worker:
+            assert {"clock_khz", "temperature_c", "load_average"} <= set(worker.sensors())
 
     @pytest.mark.parametrize("moment", ["open", "invoke"])
     def test_a_crash_is_an_error_that_names_the_signal(self, target: Target, moment: str, tmp_path: Path) -> None:
