@@ -36,6 +36,7 @@ import numpy as np
 
 from .facts import machine_facts, usable_runtimes
 from .runtime import Options, RunError, Session, first_line, runtime_for
+from .settings import UnusableError
 
 _PR_SET_PDEATHSIG = 1
 # Python specializes its bytecode after eight runs of it (PEP 659).
@@ -81,7 +82,10 @@ class Worker:
         _reset_peak()
         options = Options(message["threads"], tuple(message["taps"]), message["extra"])
         start = time.perf_counter_ns()
-        session = runtime.open(message["path"], options)
+        try:
+            session = runtime.open(message["path"], options)
+        except UnusableError as error:
+            return {"error": "unavailable", "message": str(error), "install": error.install}
         took = time.perf_counter_ns() - start
         self._session = session
         return {
