@@ -14,6 +14,7 @@ from .runtime import Options, RunError, Runtime, Session, TensorSpec, first_line
 from .settings import Lacking, UnusableError, read
 
 _DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
+_INSTALL = "pip install openvino"
 _DRIVERS = {
     "gpu": "install Intel's GPU driver (apt-get install intel-opencl-icd), then pip install openvino",
     "npu": "install Intel's NPU driver (github.com/intel/linux-npu-driver), then pip install openvino",
@@ -49,13 +50,13 @@ class OpenvinoRuntime(Runtime):
 
     name: ClassVar[str] = "openvino"
     suffix: ClassVar[str] = ".onnx"
-    install: ClassVar[str] = "pip install openvino"
+    install: ClassVar[str] = _INSTALL
     settings: ClassVar[type] = OpenvinoSettings
 
     def version(self) -> str:
         import openvino
 
-        return str(openvino.__version__)
+        return _version(openvino)
 
     def lacking(self) -> Mapping[str, Lacking]:
         found = {device: _lacking(device) for device in _DRIVERS}
@@ -65,6 +66,10 @@ class OpenvinoRuntime(Runtime):
         return OpenvinoSession(path, options)
 
 
+def _version(library: Any) -> str:
+    return str(library.__version__).split("-")[0]  # without the build's number and commit
+
+
 def _lacking(device: str) -> Lacking | None:
     """Why a device can't be used; None if it can."""
     import openvino
@@ -72,7 +77,10 @@ def _lacking(device: str) -> Lacking | None:
     there = openvino.Core().available_devices
     if any(name.split(".")[0] == _DEVICES[device] for name in there):
         return None
-    return Lacking(f"OpenVINO sees no {_DEVICES[device]} here, only {', '.join(there)}", _DRIVERS.get(device, "pip install openvino"))
+    return Lacking(
+        f"OpenVINO sees no {_DEVICES[device]} here, only {', '.join(there)}",
+        _DRIVERS.get(device, _INSTALL),
+    )
 
 
 class OpenvinoSession(Session):
@@ -140,12 +148,14 @@ class OpenvinoSession(Session):
         used = _TOLD.get(hinted.get_type_name(), "") if hinted is not None else ""
         not_honoured = []
         if used != self._chosen.precision:
-            not_honoured.append(f"precision={self._chosen.precision} was asked for, and OpenVINO computes in {used or '?'}")
+            not_honoured.append(
+                f"precision={self._chosen.precision} was asked for, and OpenVINO computes in {used or '?'}"
+            )
         if threads not in (None, self._options.threads):
             not_honoured.append(f"{self._options.threads} threads were asked for, and OpenVINO takes {threads}")
         return {
             "library": "openvino",
-            "version": self._openvino.__version__,
+            "version": _version(self._openvino),
             "device": self._device,
             "precision": used,
             "hint": self._chosen.hint,

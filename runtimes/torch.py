@@ -129,7 +129,7 @@ class TorchSession(Session):
         except EdgekitError as error:
             raise RunError(first_line(error)) from error
         module.requires_grad_(False)
-        self._module = torch_program.prepared(module, chosen.precision)
+        self._module = torch_program.prepared(module, chosen.precision, compiled and not options.taps)
         self._dtype = torch_program.DTYPES[chosen.precision]
         self._shape = programs.shape_of(programs.input_node(module))
         self._simulated = chosen.precision != "int8" and torch_program.is_quantized(module)
@@ -153,6 +153,7 @@ class TorchSession(Session):
         if chosen.device == "cuda":
             products = "tf32" if chosen.precision == "tf32" else "ieee"
             # torch rounds the factors of float32 convolutions to TF32 unless told otherwise: float32 is to be float32.
+            torch.backends.cudnn.fp32_precision = products
             torch.backends.cudnn.conv.fp32_precision = products
             torch.backends.cuda.matmul.fp32_precision = products
             if chosen.precision in ("tf32", "bfloat16") and torch.cuda.get_device_capability() < _AMPERE:

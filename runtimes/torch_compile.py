@@ -102,11 +102,15 @@ class Compiled:
         missing = len(self._integers) - (self._integer_kernels or 0)
         if self._integer_kernels is None or missing <= 0:
             return []
-        return [f"{missing} of {len(self._integers)} quantized layers are computed in float: Inductor has no kernel for them"]
+        return [
+            f"{missing} of {len(self._integers)} quantized layers are computed in float: Inductor has no kernel for them"
+        ]
 
 
 def _integer_kernels(counted: Any) -> int:
     # One is counted for each convolution or product that is lowered to oneDNN's qconv_pointwise or qlinear_pointwise.
     return sum(
-        count for name, count in counted.items() if name.startswith(("qconv", "qlinear")) and name.endswith("_lower_count")
+        count
+        for name, count in counted.items()
+        if name.startswith(("qconv", "qlinear")) and name.endswith("_lower_count")
     )

@@ -25,8 +25,13 @@ _WEIGHTS = (quantized.dequantize_per_channel.default, quantized.dequantize_per_t
 _LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
 
 
-def prepared(module: GraphModule, precision: str) -> GraphModule:
+def prepared(module: GraphModule, precision: str, compiled: bool) -> GraphModule:
     """The program as it computes in a precision; changed in place.
+
+    Args:
+        module: The program.
+        precision: One of :data:`DTYPES`.
+        compiled: Inductor will compile it.
 
     Raises:
         RunError: If the program can't be computed in it.
@@ -43,6 +48,9 @@ def prepared(module: GraphModule, precision: str) -> GraphModule:
             f"precision={precision} is for float bundles, and this one is quantized; take precision=int8, or float32, which "
             "simulates it"
         )
+    elif compiled and integer_layers(module):
+        # Inductor takes Q/DQ around a layer for a wish to compute in integers, and then refuses int8 activations at the run.
+        raise RunError("compile=true computes a quantized bundle in integers, or not at all: take precision=int8")
     elif DTYPES[precision] != torch.float32:
         _cast(module, DTYPES[precision])
     _views_to_reshapes(module)

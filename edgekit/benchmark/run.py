@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,9 @@ from edgekit.compress.step import no_progress
 from edgekit.errors import ExecutionError, UsageError
 from edgekit.evaluation import Evaluation, paired_difference
 from edgekit.runtimes.accuracy import evaluate_file
-from edgekit.runtimes.choice import settings
+from edgekit.runtimes.choice import describe
 from edgekit.runtimes.measure import Measurement, Plan, compare, measure
-from edgekit.runtimes.runtime import RUNTIMES, runtime_for
+from edgekit.runtimes.runtime import RUNTIMES
 from edgekit.runtimes.targets.target import Target, target_for
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def bench(
 
 
 def available() -> dict[str, dict[str, Any]]:
-    """Every runtime: whether it can be used here, its version, or why not and the line that installs it; its settings."""
-    return {name: {**asdict(runtime_for(name).availability()), "settings": settings(name)} for name in RUNTIMES}
+    """Every runtime, as :func:`edgekit.runtimes.choice.describe` tells it: whether it can be used here, and its settings."""
+    return {name: describe(name) for name in RUNTIMES}
 
 
 def _path_of(item: str | Path | Bundle) -> Path:
@@ -165,7 +165,8 @@ def _row(
         notes.append(
             f"{len(outside)} operators outside of {measured.facts.get('delegate')}: {', '.join(sorted(set(outside)))}"
         )
-    if cell.runtime == "torch" and candidate.metadata.get("precision") == "int8":
+    integers = cell.extra.get("precision") == "int8"
+    if cell.runtime == "torch" and candidate.metadata.get("precision") == "int8" and not integers:
         notes.append("torch simulates int8 in float: its accuracy is what to compare with, its time means nothing")
     if isinstance(accuracy, str):
         notes.append(accuracy)
