@@ -149,6 +149,8 @@ class TorchSession(Session):
 
     def _place(self) -> None:
         """Moves the program to the device, in the layout and with the products that were asked for."""
+        from . import torch_program
+
         torch, chosen = self._torch, self._chosen
         if chosen.device == "cuda":
             products = "tf32" if chosen.precision == "tf32" else "ieee"
@@ -160,7 +162,7 @@ class TorchSession(Session):
                 name = torch.cuda.get_device_name()
                 self._not_honoured.append(f"{name} has no {chosen.precision} products: they are computed in float32")
             torch.cuda.reset_peak_memory_stats()
-        self._module.to(chosen.device)
+        torch_program.move(self._module, chosen.device)
         if chosen.channels_last and len(self._shape) == 4:
             self._module.to(memory_format=torch.channels_last)
         elif chosen.channels_last:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +57,27 @@ def prepared(module: GraphModule, precision: str, compiled: bool) -> GraphModule
     return module
 
 
+def move(module: GraphModule, device: str) -> GraphModule:
+    """Moves weights to a device, and what the graph itself makes: an export writes the device into such nodes."""
+    module.to(device)
+    chosen = torch.device(device)
+
+    def moved(value: Any) -> Any:
+        return chosen if isinstance(value, torch.device) else value
+
+    _replace(module, moved)
+    return module
+
+
+def _replace(module: GraphModule, change: Callable[[Any], Any]) -> None:
+    """Changes the arguments of every node."""
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            node.args = pytree.tree_map(change, node.args)
+            node.kwargs = pytree.tree_map(change, node.kwargs)
+    module.recompile()
+
+
 def is_quantized(module: GraphModule) -> bool:
     """Whether a program holds quantized values."""
     return any(node.target in (*_PER_TENSOR, *_WEIGHTS) for node in module.graph.nodes)
@@ -103,11 +124,7 @@ def _cast(module: GraphModule, dtype: torch.dtype) -> None:
     def narrowed(value: Any) -> Any:
         return dtype if value is torch.float32 else value
 
-    for node in module.graph.nodes:
-        if node.op == "call_function":
-            node.args = pytree.tree_map(narrowed, node.args)
-            node.kwargs = pytree.tree_map(narrowed, node.kwargs)
-    module.recompile()
+    _replace(module, narrowed)
 
 
 def _views_to_reshapes(module: GraphModule) -> None:

@@ -25,7 +25,7 @@ from edgekit.runtimes import onnx_graph, onnx_provider
 from edgekit.runtimes.choice import choose, describe
 from edgekit.runtimes.runtime import RUNTIMES, Options, RunError, Runtime, Session, runtime_for
 from edgekit.runtimes.settings import UnusableError
-from edgekit.runtimes.torch_program import integer_layers
+from edgekit.runtimes.torch_program import integer_layers, move
 from edgekit.testing import networks
 from edgekit.testing.exporters import bundle_of
 
@@ -142,6 +142,23 @@ def test_channels_last_takes_a_view_of_channels(tmp_path: Path) -> None:
     with opened(bundle, tmp_path, "torch:channels_last=true") as session:
         np.testing.assert_allclose(session.run(X)[0], plain, atol=1e-5)
         assert session._x.is_contiguous(memory_format=torch.channels_last)  # type: ignore[attr-defined]
+
+
+def test_what_a_program_makes_itself_moves_with_it() -> None:
+    class Positions(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.mean((2, 3))
+            return self.head(x + torch.arange(3, device=x.device) * torch.ones(3, device=x.device))
+
+    module = Bundle(export_program(Positions(), networks.INPUT_SHAPE), networks.INPUT_SHAPE).module()
+    assert node_values(module, torch.zeros(1, *networks.INPUT_SHAPE))
+    # The meta device refuses to compute with what lies elsewhere, as a GPU does.
+    moved = node_values(move(module, "meta"), torch.zeros(1, *networks.INPUT_SHAPE, device="meta"))
+    assert {value.device.type for value in moved.values()} == {"meta"}
 
 
 # --- torch: what is missing
