@@ -112,7 +112,7 @@ def probe(candidate: Candidate, target: Target, dataset: Dataset | None, batch: 
         with target.worker() as worker:
             candidate.opened = worker.open(cell.path, cell.runtime, Options(threads=cell.threads, extra=cell.extra))
     except ExecutionError as error:
-        candidate.error = str(error).replace("\n", " ")
+        candidate.error = str(error).replace("\n", " → ")
         return
     shape = candidate.opened["inputs"][0]["shape"]
     fixed = shape[0] if shape and shape[0] > 0 else None

@@ -104,6 +104,8 @@ def bench(
 
 def show(result: BenchResult) -> None:
     """The table, the failures, and what should be known."""
+    from rich.markup import escape
+
     from edgekit.cli import render
 
     rows = [_cells(row) for row in result.rows if not row.measurement.error]
@@ -114,7 +116,9 @@ def show(result: BenchResult) -> None:
     keep = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     render.table("", [columns[i] for i in keep], [[row[i] for i in keep] for row in rows], left=min(3, len(keep)))
     for row in result.failed:
-        render.stdout.print(f"[red]failed[/red] {row.measurement.cell.label}: {row.measurement.error}", soft_wrap=True)
+        # Install lines hold brackets, which are no markup.
+        said = escape(f"{row.measurement.cell.label}: {row.measurement.error}")
+        render.stdout.print(f"[red]failed[/red] {said}", soft_wrap=True)
     target, plan = result.target, result.plan
     how = f"{target['cores']} cores; {plan.rounds} rounds of at least {plan.runs} runs and {plan.seconds:g} s"
     if "emulated_on" in target:
@@ -133,7 +137,7 @@ def show(result: BenchResult) -> None:
         f"{row.measurement.cell.label}: timed on {row.input}" for row in result.rows if row.input == "random numbers"
     ]
     for note in dict.fromkeys([*notes, *result.warnings]):
-        render.stderr.print(f"note: {note}", soft_wrap=True)
+        render.stderr.print(f"note: {note}", soft_wrap=True, markup=False)
 
 
 def _cells(row: Row) -> list[str]:
