@@ -253,8 +253,9 @@ def test_optimization_decides_what_is_computed_in_integers(files: dict[str, Path
 
 
 def test_a_provider_that_does_not_start_is_no_run_on_the_cpu(
-    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
     built = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: built)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
