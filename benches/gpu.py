@@ -110,7 +110,10 @@ def _network(name: str, arguments: Any) -> dict[str, Any]:
         def said(done: int, total: int, text: str) -> None:
             print(f"{done}/{total} {text}", flush=True)
 
-        outputs = [_outputs(cell, x, arguments.batch, target) for cell in cells]
+        outputs = []
+        for cell in cells:
+            print(f"{name}: what {cell.label} gives", flush=True)
+            outputs.append(_outputs(cell, x, arguments.batch, target))
         measured = measure(cells, [x[: arguments.batch]] * len(cells), target, plan, said)
     rows = {
         cell.label: _row(one, measured[0], output, outputs[0])

@@ -44,7 +44,7 @@ def choose(text: str) -> Choice:
     if name not in RUNTIMES:
         raise UnknownNameError("runtime", name, RUNTIMES)
     cls = runtime_for(name).settings
-    made = settings_of.build(cls, settings_of.parse_text(values), what=f"the runtime {name}")
+    made: Any = settings_of.build(cls, settings_of.parse_text(values), what=f"the runtime {name}")
     standard = settings_of.to_dict(cls())
     return Choice(name=name, extra={k: v for k, v in settings_of.to_dict(made).items() if v != standard[k]})
 

@@ -91,21 +91,23 @@ class OpenvinoSession(Session):
 
         self._options, self._openvino = options, openvino
         self._chosen = read(OpenvinoSettings, options.extra, "openvino")
-        if (lacking := _lacking(self._chosen.device)) is not None:
-            raise UnusableError(f"device={self._chosen.device}", lacking)
+        device = self._chosen.device
+        if device != "cpu" and (lacking := _lacking(device)) is not None:
+            raise UnusableError(f"device={device}", lacking)
         try:
             core = openvino.Core()
             model = core.read_model(path)
             self._outputs = len(model.outputs)
             self._taps = _add_taps(model, options.taps) if options.taps else []
-            self._model = core.compile_model(model, _DEVICES[self._chosen.device], self._asked())
+            self._model = core.compile_model(model, _DEVICES[device], self._asked())
             self._request = self._model.create_infer_request()
         except (RuntimeError, OSError, ValueError) as error:
             raise RunError(f"OpenVINO can't load {path}: {_reason(error)}") from error
         self._metadata = json.loads(model.get_rt_info(_METADATA).astype(str)) if model.has_rt_info(_METADATA) else {}
-        self._device = core.get_property(_DEVICES[self._chosen.device], "FULL_DEVICE_NAME")
+        self._device = core.get_property(_DEVICES[device], "FULL_DEVICE_NAME")
         self._inputs = [_spec(port) for port in self._model.inputs]
-        self._integer_weights = _integer_weights(self._model)
+        self._integer_weights: list[int] | None = None
+        self._array = np.zeros(0, np.float32)
 
     def _asked(self) -> dict[str, Any]:
         asked: dict[str, Any] = {
@@ -144,6 +146,8 @@ class OpenvinoSession(Session):
     def facts(self) -> dict[str, Any]:
         told = {name.lower(): self._property(name) for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS")}
         threads = told["inference_num_threads"]
+        if self._integer_weights is None:  # asked for here, so that loading is not timed with it
+            self._integer_weights = _integer_weights(self._model)
         hinted = self._property("INFERENCE_PRECISION_HINT")
         used = _TOLD.get(hinted.get_type_name(), "") if hinted is not None else ""
         not_honoured = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,18 @@ class RuntimeConformance:
         assert facts["version"]
         assert facts["library"]
         assert facts["not_honoured"] == []
+
+    def test_two_threads_are_one_more(self, name: str, opened: tuple[Path, Bundle]) -> None:
+        path, bundle = opened
+        if bundle.precision != "float32" or len(os.sched_getaffinity(0)) < 2:
+            pytest.skip("one file is enough, and takes two cores")
+        found = []
+        for threads in (1, 2):
+            with target_for("local") as target, target.worker() as worker:
+                worker.open(path, name, Options(threads=threads))
+                worker.run(networks.images(1).numpy())
+                found.append(len(os.listdir(f"/proc/{worker._process.pid}/task")))
+        assert found[1] > found[0]
 
     def test_taps_are_intermediate_tensors(self, name: str, opened: tuple[Path, Bundle]) -> None:
         path, bundle = opened
