@@ -140,7 +140,8 @@ class TorchSession(Session):
             from .torch_compile import Compiled
 
             integers = torch_program.integer_layers(self._module) if chosen.precision == "int8" else []
-            self._compiled = Compiled(self._module, os.path.basename(path), integers)
+            when = "recording, before the first run" if chosen.cuda_graphs else "the first run"
+            self._compiled = Compiled(self._module, os.path.basename(path), when, integers)
         self._run = self._compiled or self._module
         self._metadata = _metadata(path)
         self._graph: Any = None

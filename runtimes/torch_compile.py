@@ -50,12 +50,15 @@ class Compiled:
     Args:
         module: The program; it must not change afterwards.
         name: Of its file, for messages.
+        when: When the first run of a shape is, for the facts.
         integers: Layers that are to be computed in integers: name and number of weights.
     """
 
-    def __init__(self, module: GraphModule, name: str, integers: Sequence[tuple[str, int]] = ()) -> None:
+    def __init__(
+        self, module: GraphModule, name: str, when: str = "the first run", integers: Sequence[tuple[str, int]] = ()
+    ) -> None:
         self._run = torch.compile(module, dynamic=False, fullgraph=True)
-        self._name, self._integers = name, list(integers)
+        self._name, self._when, self._integers = name, when, list(integers)
         self._shapes: set[torch.Size] = set()
         self._integer_kernels: int | None = None
         self._compile_ms = 0.0
@@ -79,9 +82,7 @@ class Compiled:
                 y = self._run(x)
         except Exception as error:
             cause = getattr(error, "inner_exception", None) or error
-            raise RunError(
-                f"torch.compile can't compile {self._name}: {type(cause).__name__}: {first_line(cause)}"
-            ) from error
+            raise RunError(f"torch.compile can't compile {self._name}: {_reason(cause)}") from error
         self._compile_ms += 1000 * (calculate_time_spent()["total_wall_time"] - seconds)
         self._integer_kernels = _integer_kernels(counters["inductor"]) - kernels
         self._shapes.add(x.shape)
@@ -91,7 +92,7 @@ class Compiled:
         """``compile_ms`` (0 before the first run), where it was spent, and, of integer layers, how many weights each has."""
         told: dict[str, Any] = {
             "compile_ms": self._compile_ms,
-            "compiled_in": "the first run; kernels that were compiled before on this machine are taken from Inductor's cache",
+            "compiled_in": f"{self._when}; kernels that this machine has compiled before come from Inductor's cache",
         }
         if self._integers and self._integer_kernels == len(self._integers):
             told["integer_weights"] = [weights for _, weights in self._integers]
@@ -105,6 +106,12 @@ class Compiled:
         return [
             f"{missing} of {len(self._integers)} quantized layers are computed in float: Inductor has no kernel for them"
         ]
+
+
+def _reason(error: BaseException) -> str:
+    """What failed, and the first error that a compiler gave, which stands below its command line."""
+    found = next((line.strip() for line in str(error).splitlines()[1:] if "error: " in line), "")
+    return f"{type(error).__name__}: {first_line(error)}" + (f": {found}" if found else "")
 
 
 def _integer_kernels(counted: Any) -> int:

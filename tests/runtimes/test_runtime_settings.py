@@ -211,16 +211,18 @@ def test_a_missing_compiler_is_said_with_what_to_do(tmp_path: Path, monkeypatch:
     assert "python3-dev" in caught.value.install
 
 
-def test_what_the_compiler_says_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import compile_fx
+def test_what_the_compiler_says_is_handed_on(tmp_path: Path) -> None:
+    import torch._inductor.config
 
-    def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("the compiler is on fire")
-
-    monkeypatch.setattr(compile_fx, "compile_fx", broken)
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in *.cpp*) echo "x.cpp:1: fatal error: no space" >&2; exit 1;; esac\nexec c++ "$@"\n'
+    )
+    compiler.chmod(0o755)
     with (
-        opened(bundle_of("concat"), tmp_path, "torch:compile=true") as session,
-        pytest.raises(RunError, match=r"torch\.compile can't compile bundle: RuntimeError: the compiler is on fire"),
+        torch._inductor.config.patch({"cpp.cxx": (str(compiler),), "force_disable_caches": True}),
+        opened(bundle_of("grouped"), tmp_path, "torch:compile=true") as session,
+        pytest.raises(RunError, match=r"torch\.compile can't compile bundle: .*: x\.cpp:1: fatal error: no space"),
     ):
         session.run(X)
 
