@@ -20,7 +20,7 @@ from edgekit.program import export_program
 from edgekit.sources.load import load
 from edgekit.zoo.squeezenet import SqueezeNet
 
-_IMAGENET_224 = Preprocessing(size=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize="stretch")
+IMAGENET_224 = Preprocessing(size=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize="stretch")
 # Where the eight fire modules stand in the zoo's SqueezeNet.
 _FIRES = (3, 4, 6, 7, 9, 10, 11, 12)
 
@@ -218,7 +218,7 @@ def resnet50() -> Bundle:
             channels = 4 * width
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     network = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000))
-    return _bundle(_settled(network), (3, 224, 224), _IMAGENET_224, "ResNet-50, random weights")
+    return _bundle(_settled(network), (3, 224, 224), IMAGENET_224, "ResNet-50, random weights")
 
 
 def _settled(network: nn.Module) -> nn.Module:
@@ -236,4 +236,4 @@ def mobilenet_v2() -> Bundle:
     from edgekit.zoo import build
 
     network, _ = build("mobilenet-v2")
-    return _bundle(_settled(network), (3, 224, 224), _IMAGENET_224, "MobileNet V2, random weights")
+    return _bundle(_settled(network), (3, 224, 224), IMAGENET_224, "MobileNet V2, random weights")

@@ -10,6 +10,7 @@ from typing import Any
 from edgekit import settings as settings_of
 from edgekit.errors import UnknownNameError
 from edgekit.runtimes.runtime import RUNTIMES, runtime_for
+from edgekit.runtimes.settings import choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def choose(text: str) -> Choice:
     if name not in RUNTIMES:
         raise UnknownNameError("runtime", name, RUNTIMES)
     cls = runtime_for(name).settings
-    made = settings_of.build(cls, settings_of.parse_text(values), what=f"the runtime {name}")
+    made: Any = settings_of.build(cls, settings_of.parse_text(values), what=f"the runtime {name}")
     standard = settings_of.to_dict(cls())
     return Choice(name=name, extra={k: v for k, v in settings_of.to_dict(made).items() if v != standard[k]})
 
@@ -60,3 +61,21 @@ def settings(name: str) -> dict[str, Any]:
     """The settings of a runtime with their defaults."""
     cls = runtime_for(name).settings
     return {one.name: one.default for one in dataclasses.fields(cls)}
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What can be told of a runtime here, as JSON values.
+
+    Returns:
+        ``usable``, ``version``, ``reason``, ``install``; ``settings`` (the defaults), ``choices`` (the values that each takes)
+        and ``unusable``: the settings that can't be used here, as typed, each with ``reason`` and ``install``.
+    """
+    runtime = runtime_for(name)
+    found = runtime.availability()
+    lacking = runtime.lacking() if found.usable else {}
+    return {
+        **dataclasses.asdict(found),
+        "settings": settings(name),
+        "choices": {key: list(values) for key, values in choices(runtime.settings).items()},
+        "unusable": {setting: dataclasses.asdict(one) for setting, one in lacking.items()},
+    }

@@ -43,7 +43,7 @@ class Forecast:
 
 
 def forecast(machine: str, flags: Collection[str], depthwise_share: float, macs: int = 0) -> list[Forecast]:
-    """One verdict for each runtime.
+    """One verdict for each runtime that files run in unless another is named (``runtime.SUFFIXES``).
 
     Args:
         machine: As ``platform.machine()`` names it.

@@ -1,16 +1,20 @@
-"""ncnn on the CPU, with every option that changes results set explicitly."""
+"""ncnn on the CPU or, through Vulkan, on a GPU, with every option that changes results set explicitly."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .runtime import Options, RunError, Runtime, Session, TensorSpec, wants
+from .settings import Lacking, UnusableError, read
 
 _MAGIC = "7767517"
 
@@ -26,17 +30,19 @@ class NcnnSettings:
         use_fp16_storage: Half precision between layers.
         use_fp16_arithmetic: Half precision in sums.
         use_bf16_storage: bfloat16 between layers.
-        use_int8_inference: Integers, for layers of the file that have scales.
         use_packing_layout: Channels in groups of 4, 8 or 16.
-        use_vulkan_compute: On a GPU with a Vulkan driver.
+        use_winograd_convolution: 3×3 convolutions by Winograd's algorithm: fewer products, sums in another order.
+        use_sgemm_convolution: Convolutions as matrix products.
+        use_vulkan_compute: On a GPU with a Vulkan driver; without one an error, not a run on the CPU.
     """
 
     use_fp16_packed: bool = False
     use_fp16_storage: bool = False
     use_fp16_arithmetic: bool = False
     use_bf16_storage: bool = False
-    use_int8_inference: bool = True
     use_packing_layout: bool = True
+    use_winograd_convolution: bool = True
+    use_sgemm_convolution: bool = True
     use_vulkan_compute: bool = False
 
 
@@ -53,8 +59,42 @@ class NcnnRuntime(Runtime):
 
         return str(ncnn.__version__)
 
+    def lacking(self) -> Mapping[str, Lacking]:
+        vulkan = _no_vulkan()
+        return {} if vulkan is None else {"use_vulkan_compute=true": vulkan}
+
     def open(self, path: str, options: Options) -> Session:
         return NcnnSession(path, options)
+
+
+def _no_vulkan() -> Lacking | None:
+    """Why ncnn can't compute on a GPU here; None if it can."""
+    import ncnn
+
+    if not hasattr(ncnn, "get_gpu_count"):
+        return Lacking(f"ncnn {ncnn.__version__} is built without Vulkan", "pip install ncnn")
+    with _quiet_stderr():
+        found = ncnn.get_gpu_count()
+    if found > 0:
+        return None
+    return Lacking(
+        "ncnn sees no GPU with a Vulkan driver",
+        "apt-get install libvulkan1 and the GPU's own driver (mesa-vulkan-drivers, nvidia-driver); vulkaninfo must list it",
+    )
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """ncnn writes a line for each place where it looks for a driver, past Python's own stderr."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class NcnnSession(Session):
@@ -65,13 +105,17 @@ class NcnnSession(Session):
 
         self._ncnn = ncnn
         self._options = options
+        self._set = asdict(read(NcnnSettings, options.extra, "ncnn"))
+        if self._set["use_vulkan_compute"] and (lacking := _no_vulkan()) is not None:
+            raise UnusableError("use_vulkan_compute=true", lacking)
         stem = path.removesuffix(".param")
         text = _read_param(path)
         if not os.path.isfile(stem + ".bin"):
             raise RunError(f"{stem}.bin is missing beside {path}")
         _check_size(text, stem + ".bin")
         self._net = ncnn.Net()
-        self._set = asdict(NcnnSettings(**options.extra))
+        # Without it ncnn runs int8 weights as if they were floats: the output is not a number.
+        self._net.opt.use_int8_inference = True
         for name, value in self._set.items():
             setattr(self._net.opt, name, value)
         self._net.opt.num_threads = options.threads
@@ -85,8 +129,8 @@ class NcnnSession(Session):
             blob for parts in layers for blob in parts[4 + int(parts[2]) : 4 + int(parts[2]) + int(parts[3])]
         ]
         self._input = next(parts[4] for parts in layers if parts[0] == "Input")
-        read = {blob for parts in layers for blob in parts[4 : 4 + int(parts[2])]}
-        self._output = next(blob for blob in reversed(self._blobs) if blob not in read)
+        consumed = {blob for parts in layers for blob in parts[4 : 4 + int(parts[2])]}
+        self._output = next(blob for blob in reversed(self._blobs) if blob not in consumed)
         # int8_scale_term (parameter 8) above 100: the layer hands on int8.
         self._integers = {parts[5] for parts in layers if any(re.fullmatch(r"8=10\d", part) for part in parts)}
         self._integer_weights = [
@@ -142,12 +186,23 @@ class NcnnSession(Session):
         return {
             "library": "ncnn",
             "version": self._ncnn.__version__,
-            "options": self._set,
+            "options": {**self._set, "use_int8_inference": True},
+            "device": self._gpu() or "cpu",
             "integer_weights": self._integer_weights,
-            "threads": self._options.threads,
-            "arithmetic": "float32" if not self._set["use_fp16_arithmetic"] else "float16 where the CPU has it",
-            "not_honoured": [],
+            "threads": self._net.opt.num_threads,
+            "arithmetic": "float32" if not self._set["use_fp16_arithmetic"] else "float16 where the processor has it",
+            "not_honoured": self._not_honoured(),
         }
+
+    def _gpu(self) -> str:
+        return str(self._ncnn.get_gpu_info(0).device_name()) if self._set["use_vulkan_compute"] else ""
+
+    def _not_honoured(self) -> list[str]:
+        if self._set["use_vulkan_compute"] or self._ncnn.cpu_support_arm_asimdhp():
+            return []
+        # On x86 half precision is a form of storage: what is stored so is widened before it is computed with.
+        names = [name for name in ("use_fp16_packed", "use_fp16_arithmetic") if self._set[name]]
+        return [f"{name}: ncnn has no kernels in half precision for this CPU" for name in names]
 
     def close(self) -> None:
         self._extractor = self._result = None

@@ -9,20 +9,24 @@ import abc
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .settings import Lacking
 
 RUNTIMES: Mapping[str, str] = {
     "torch": ".torch:TorchRuntime",
     "onnxruntime": ".onnxruntime:OnnxRuntime",
     "tflite": ".tflite:TfliteRuntime",
     "ncnn": ".ncnn:NcnnRuntime",
+    "openvino": ".openvino:OpenvinoRuntime",
 }
 """Every runtime by its name, with the place of its class: imported only when it is used."""
 
 SUFFIXES: Mapping[str, str] = {".onnx": "onnxruntime", ".tflite": "tflite", ".param": "ncnn", ".pt2": "torch"}
-"""Which runtime runs a file, by the end of its name; a bundle folder runs in torch."""
+"""Which runtime runs a file unless another is named, by the end of its name; a bundle folder runs in torch."""
 
 
 class RunError(Exception):
@@ -200,6 +204,14 @@ class Runtime(abc.ABC):
     def runs(self, path: str) -> bool:
         """Whether a file is of the kind that it runs."""
         return path.endswith(self.suffix)
+
+    def lacking(self) -> Mapping[str, Lacking]:
+        """The values of settings that can't be used here, as typed (``provider=cuda``), and what is missing for each.
+
+        Opening a file with one of them raises :class:`.settings.UnusableError` with the same words. Only a runtime that is
+        usable at all is asked.
+        """
+        return {}
 
     def availability(self) -> Availability:
         """Whether the runtime can be used here, tried by loading it."""

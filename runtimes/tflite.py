@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .runtime import Options, RunError, Runtime, Session, TensorSpec, first_line, from_file_tensor, to_file_input, wants
+from .settings import read
 
 _MAGIC = b"TFL3"
 
@@ -22,9 +23,19 @@ class TfliteSettings:
 
     Attributes:
         xnnpack: Compute with XNNPACK what it takes; otherwise with LiteRT's own kernels.
+        fusion: XNNPACK takes neighbouring operators together; otherwise each by itself, with its tensors between.
+        reference: LiteRT's plain reference kernels instead of its optimized ones: slow, and what others are judged by.
     """
 
     xnnpack: bool = True
+    fusion: bool = True
+    reference: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reference and self.xnnpack:
+            raise ValueError("reference=true is about LiteRT's own kernels: add xnnpack=false")
+        if not self.fusion and not self.xnnpack:
+            raise ValueError("fusion=false is about XNNPACK, and xnnpack=false leaves it out")
 
 
 class TfliteRuntime(Runtime):
@@ -63,10 +74,16 @@ class TfliteSession(Session):
     def __init__(self, path: str, options: Options) -> None:
         interpreter, resolver, self._version = _interpreter()
         self._options = options
-        self._plain = bool(options.taps) or not TfliteSettings(**options.extra).xnnpack
+        chosen = read(TfliteSettings, options.extra, "tflite")
+        self._plain = bool(options.taps) or not chosen.xnnpack
+        self._kernels = "reference" if chosen.reference else "optimized"
         settings: dict[str, Any] = {"num_threads": options.threads}
-        if self._plain:
+        if chosen.reference:
+            settings["experimental_op_resolver_type"] = resolver.BUILTIN_REF
+        elif self._plain:
             settings["experimental_op_resolver_type"] = resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        elif not chosen.fusion:
+            settings["experimental_disable_delegate_node_fusion"] = True
         if options.taps:
             settings["experimental_preserve_all_tensors"] = True
         try:
@@ -79,6 +96,10 @@ class TfliteSession(Session):
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError, OSError) as error:
             raise RunError(f"LiteRT can't load {path}: {first_line(error)}") from error
+        except TypeError as error:  # tflite-runtime is older than some settings
+            raise RunError(
+                f"{self._version} lacks a setting: {first_line(error)}; pip install ai-edge-litert"
+            ) from error
         self._metadata = _read_metadata(content)
         self._input = self._interpreter.get_input_details()[0]
         self._output = self._interpreter.get_output_details()[0]
@@ -132,6 +153,7 @@ class TfliteSession(Session):
             "version": self._version,
             "delegate": "XNNPACK" if delegated else "none",
             "delegate_partitions": delegated,
+            "kernels": self._kernels,
             "operators": self._operators_before,
             "operators_outside_delegate": left,
             "delegate_outputs": len(replaced),

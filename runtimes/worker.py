@@ -40,6 +40,7 @@ from . import energy
 from .facts import machine_facts, sensors, usable_runtimes
 from .process import die_with_parent, go_first, limit_memory, pin, reset_peak, status
 from .runtime import Options, RunError, Session, first_line, runtime_for
+from .settings import UnusableError
 
 # Python specializes its bytecode after eight runs of it (PEP 659).
 _WARM_RUNS, _WARM_SECONDS = 10, 5.0
@@ -97,7 +98,10 @@ class Worker:
         limit_memory(message.get("memory_limit_bytes"))
         options = Options(message["threads"], tuple(message["taps"]), message["extra"])
         start = time.perf_counter_ns()
-        session = runtime.open(message["path"], options)
+        try:
+            session = runtime.open(message["path"], options)
+        except UnusableError as error:
+            return {"error": "unavailable", "message": str(error), "install": error.install}
         took = time.perf_counter_ns() - start
         self._session = session
         return {

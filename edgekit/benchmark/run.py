@@ -17,10 +17,10 @@ from edgekit.errors import ExecutionError, UsageError
 from edgekit.evaluation import Evaluation, paired_difference
 from edgekit.files import sha256_file, write_json
 from edgekit.runtimes.accuracy import evaluate_file
-from edgekit.runtimes.choice import settings
+from edgekit.runtimes.choice import describe
 from edgekit.runtimes.comparison import compare
 from edgekit.runtimes.measure import Measurement, Plan, files_of, measure
-from edgekit.runtimes.runtime import RUNTIMES, runtime_for
+from edgekit.runtimes.runtime import RUNTIMES
 from edgekit.runtimes.targets.target import Target, target_for
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ def bench(
 
 
 def available() -> dict[str, dict[str, Any]]:
-    """Every runtime: whether it can be used here, its version, or why not and the line that installs it; its settings."""
-    return {name: {**asdict(runtime_for(name).availability()), "settings": settings(name)} for name in RUNTIMES}
+    """Every runtime, as :func:`edgekit.runtimes.choice.describe` tells it: whether it can be used here, and its settings."""
+    return {name: describe(name) for name in RUNTIMES}
 
 
 def _baseline_index(paths: Sequence[Path], baseline: str | Path | None) -> int | None:
@@ -211,7 +211,8 @@ def _row(
         notes.append(
             f"{len(outside)} operators outside of {measured.facts.get('delegate')}: {', '.join(sorted(set(outside)))}"
         )
-    if cell.runtime == "torch" and candidate.metadata.get("precision") == "int8":
+    integers = cell.extra.get("precision") == "int8"
+    if cell.runtime == "torch" and candidate.metadata.get("precision") == "int8" and not integers:
         notes.append("torch simulates int8 in float: its accuracy is what to compare with, its time means nothing")
     if isinstance(accuracy, str):
         notes.append(accuracy)

@@ -207,8 +207,36 @@ def _list(as_json: bool) -> None:
     if as_json:
         render.print_json(found)
         return
-    rows = [
-        [name, "works" if entry["usable"] else "missing", entry["version"] or f"{entry['reason']}; {entry['install']}"]
-        for name, entry in found.items()
-    ]
-    render.table("", ("runtime", "here", "version"), rows, left=3)
+    for name, entry in found.items():
+        state = "[green]works[/green]" if entry["usable"] else "[red]missing[/red]"
+        render.stdout.print(f"[bold]{name}[/bold] {state} {entry['version']}")
+        if not entry["usable"]:
+            _told(2, entry["reason"], entry["install"])
+        for setting, default in entry["settings"].items():
+            values = [default, *(value for value in entry["choices"][setting] if value != default)]
+            _indented(2, f"{setting} = {' | '.join(map(_typed, values))}")
+        for setting, lacking in entry["unusable"].items():
+            _told(2, f"not here: {setting}: {lacking['reason']}", lacking["install"])
+    render.stdout.print("Name them as NAME:SETTING=VALUE,…; the first value is the default.", style="dim")
+
+
+def _typed(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _told(by: int, reason: str, install: str) -> None:
+    _indented(by, reason, style="yellow")
+    _indented(by + 2, f"→ {install}")
+
+
+def _indented(by: int, text: str, style: str = "") -> None:
+    import textwrap
+
+    from edgekit.cli import render
+
+    lines = textwrap.wrap(
+        text, render.stdout.width, initial_indent=" " * by, subsequent_indent=" " * (by + 2), break_on_hyphens=False
+    )
+    for line in lines:
+        # Install lines hold brackets, which are no markup.
+        render.stdout.print(line, markup=False, style=style)

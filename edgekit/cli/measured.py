@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 def show(result: BenchResult, *, per_class: bool = False, offline: bool = False) -> None:
     """The table, the failures, and what should be known."""
+    from rich.markup import escape
+
     from edgekit.cli import render
 
     batches = {row.measurement.cell.batch for row in result.rows}
@@ -25,9 +27,9 @@ def show(result: BenchResult, *, per_class: bool = False, offline: bool = False)
         render.table("", [columns[i] for i in keep], [[row[i] for i in keep] for row in rows], left=min(3, len(keep)))
     for row in result.failed:
         cell, measured = row.measurement.cell, row.measurement
-        render.stdout.print(
-            f"[red]{measured.failure or 'failed'}[/red] {cell.label} in {cell.choice}: {measured.error}", soft_wrap=True
-        )
+        # Install lines hold brackets, which are no markup.
+        said = escape(f"{cell.label} in {cell.choice}: {measured.error}")
+        render.stdout.print(f"[red]{measured.failure or 'failed'}[/red] {said}", soft_wrap=True)
     if per_class:
         _show_classes(result)
     target, plan = result.target, result.plan
@@ -39,7 +41,9 @@ def show(result: BenchResult, *, per_class: bool = False, offline: bool = False)
     limit = f", memory limit {render.kib(plan.memory_limit_bytes)}" if plan.memory_limit_bytes is not None else ""
     pinned = f", on CPUs {', '.join(map(str, plan.cpus))}" if plan.cpus else ""
     told = f"; energy: {energy}" if energy else ""
-    render.stdout.print(f"{target['cpu']}, {how}{batch}{pinned}{limit}{told}", soft_wrap=True, style="dim")
+    render.stdout.print(
+        f"{target['cpu']}, {how}{batch}{pinned}{limit}{told}", soft_wrap=True, style="dim", markup=False
+    )
     notes = [
         f"{row.measurement.cell.label} ({row.measurement.cell.choice}): {note}"
         for row in result.rows
@@ -49,7 +53,7 @@ def show(result: BenchResult, *, per_class: bool = False, offline: bool = False)
         f"{row.measurement.cell.label}: timed on {row.input}" for row in result.rows if row.input == "random numbers"
     ]
     for note in dict.fromkeys([*notes, *result.warnings]):
-        render.stderr.print(f"note: {note}", soft_wrap=True)
+        render.stderr.print(f"note: {note}", soft_wrap=True, markup=False)
 
 
 def _show_classes(result: BenchResult) -> None:
@@ -77,12 +81,15 @@ def _first(result: BenchResult) -> int:
 
 def show_sustained(result: SustainedResult) -> None:
     """The curves, from left to right, and whether they fell."""
+    from rich.markup import escape
+
     from edgekit.cli import render
 
     rows = []
     for curve in result.curves:
         if curve.error:
-            render.stdout.print(f"[red]{curve.failure}[/red] {curve.cell.label}: {curve.error}", soft_wrap=True)
+            said = escape(f"{curve.cell.label} in {curve.cell.choice}: {curve.error}")
+            render.stdout.print(f"[red]{curve.failure}[/red] {said}", soft_wrap=True)
             continue
         times = [window.p50_ms for window in curve.windows]
         degrees = [max(window.temperature_c.values()) for window in curve.windows if window.temperature_c]
@@ -106,7 +113,7 @@ def show_sustained(result: SustainedResult) -> None:
         style="dim",
     )
     for note in result.warnings:
-        render.stderr.print(f"note: {note}", soft_wrap=True)
+        render.stderr.print(f"note: {note}", soft_wrap=True, markup=False)
 
 
 def _cells(row: Row, offline: bool, batches: set[int]) -> list[str]:

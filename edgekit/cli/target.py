@@ -111,7 +111,7 @@ def check(
         render.table("", ("", target), rows, left=2)
         if found.problem:
             render.stdout.print(f"[red]not usable[/red] {found.problem}", soft_wrap=True)
-            render.stdout.print(f"  → {found.remedy}", soft_wrap=True)
+            render.stdout.print(f"  → {found.remedy}", soft_wrap=True, markup=False)
     if found.problem:
         raise typer.Exit(1)
 

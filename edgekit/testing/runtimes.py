@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgekit.bundle import Bundle
-from edgekit.errors import ExecutionError
+from edgekit.errors import ExecutionError, RuntimeUnavailableError
 from edgekit.export.exporter import EXPORTERS, exporter_for
 from edgekit.export.run import export
-from edgekit.runtimes.runtime import RUNTIMES, Options, runtime_for
+from edgekit.program import output_node
+from edgekit.runtimes.runtime import RUNTIMES, SUFFIXES, Options, RunError, runtime_for
+from edgekit.runtimes.settings import choices
 from edgekit.runtimes.targets.target import target_for
 from edgekit.testing import networks
 from edgekit.testing.exporters import bundle_of
 
+# Float16 has 11 bits of fraction, bfloat16 8: the networks' outputs are about 1, and a few roundings add up.
+_TOLERANCES = {"float16": 5e-3, "fp16": 5e-3, "bfloat16": 5e-2, "bf16": 5e-2}
+
 
 def file_for(runtime: str, bundle: Bundle, folder: Path) -> Path:
-    """A file of a bundle for a runtime: by the exporter that names it; the bundle itself for torch."""
+    """A file of a bundle for a runtime: by the exporter whose files it runs; the bundle itself for torch."""
+    usual = SUFFIXES[runtime_for(runtime).suffix]
     for name in EXPORTERS:
-        if exporter_for(name).runtime == runtime:
+        if exporter_for(name).runtime == usual:
             return export(bundle, name, output=folder)[0].path
     return bundle.save(folder / "bundle").path or folder
+
+
+def other_values(name: str) -> list[tuple[str, Any]]:
+    """Every setting of a runtime with every value that is not its default."""
+    cls = runtime_for(name).settings
+    return [(key, value) for key, values in choices(cls).items() for value in values if value != getattr(cls(), key)]
+
+
+def typed(setting: str, value: Any) -> str:
+    """As a user types it."""
+    return f"{setting}={str(value).lower() if isinstance(value, bool) else value}"
+
+
+def is_told(setting: str, value: Any, facts: Mapping[str, Any]) -> bool:
+    """Whether a session's facts say that it uses this value, or that it does not honour it."""
+    if any(setting in sentence for sentence in facts["not_honoured"]):
+        return True
+    seen = {**facts, **facts.get("options", {})}
+    # What is told in words of its own.
+    seen |= {"compile": facts.get("mode") == "compiled", "xnnpack": facts.get("delegate") == "XNNPACK"}
+    seen |= {"fusion": facts.get("delegate_partitions", 0) < 4, "kernels": "integer_weights" in facts}
+    return bool(seen.get(setting) == value)
 
 
 class RuntimeConformance:
@@ -73,6 +104,18 @@ class RuntimeConformance:
         assert facts["library"]
         assert facts["not_honoured"] == []
 
+    def test_two_threads_are_one_more(self, name: str, opened: tuple[Path, Bundle]) -> None:
+        path, bundle = opened
+        if bundle.precision != "float32" or len(os.sched_getaffinity(0)) < 2:
+            pytest.skip("one file is enough, and takes two cores")
+        found = []
+        for threads in (1, 2):
+            with target_for("local") as target, target.worker() as worker:
+                worker.open(path, name, Options(threads=threads))
+                worker.run(networks.images(1).numpy())
+                found.append(len(os.listdir(f"/proc/{worker._process.pid}/task")))
+        assert found[1] > found[0]
+
     def test_taps_are_intermediate_tensors(self, name: str, opened: tuple[Path, Bundle]) -> None:
         path, bundle = opened
         assert bundle.samples is not None
@@ -110,6 +153,76 @@ class RuntimeConformance:
             with pytest.raises(ExecutionError, match="shape"):
                 worker.run(np.zeros((1, 3, 7, 7), np.float32))
             assert np.isfinite(worker.run(bundle.samples.inputs[:1])[0]).all()
+
+    @pytest.fixture
+    def refused(self) -> Mapping[str, set[str]]:
+        """For each runtime the settings that can't be alone, or do not fit float32 or int8 files, with what they meet there."""
+        return {
+            "torch float32": {"precision=tf32", "cuda_graphs=true", "precision=int8"},
+            "torch int8": {
+                "precision=tf32",
+                "cuda_graphs=true",
+                "precision=float16",
+                "precision=bfloat16",
+                "compile=true",
+            },
+            **{
+                f"onnxruntime {file}": {f"precision={p}" for p in ("tf32", "float16", "int8")}
+                for file in ("float32", "int8")
+            },
+            **{f"tflite {file}": {"reference=true"} for file in ("float32", "int8")},
+        }
+
+    def test_each_setting_agrees_with_the_defaults_and_is_told(
+        self, name: str, opened: tuple[Path, Bundle], refused: Mapping[str, set[str]]
+    ) -> None:
+        path, bundle = opened
+        runtime, x = runtime_for(name), networks.images(3).numpy()
+        with runtime.open(str(path), Options()) as session:
+            plain = session.run(x)[0]
+        # Integers may be rounded to the next step.
+        step = float(output_node(bundle.module()).args[1]) if bundle.precision == "int8" else 0.0  # type: ignore[arg-type]
+        lacking, meant = runtime.lacking(), refused.get(f"{name} {bundle.precision}", set())
+        for setting, value in other_values(name):
+            text = typed(setting, value)
+            if text in lacking:
+                continue
+            if text in meant:
+                with pytest.raises(RunError, match=setting):
+                    runtime.open(str(path), Options(extra={setting: value}))
+                continue
+            with runtime.open(str(path), Options(extra={setting: value})) as session:
+                output, facts = session.run(x)[0], session.facts()
+            used = f"{text} {facts.get('precision', '')}"
+            loose = [limit for word, limit in _TOLERANCES.items() if word in used]
+            np.testing.assert_allclose(output, plain, atol=max([1e-5, *loose]) + 1.01 * step, rtol=0, err_msg=text)
+            assert is_told(setting, value, facts), (text, facts)
+
+    def test_what_is_missing_here_is_an_error_with_the_remedy_and_no_other_run(
+        self, name: str, opened: tuple[Path, Bundle]
+    ) -> None:
+        lacking = runtime_for(name).lacking()
+        values = {typed(setting, value): (setting, value) for setting, value in other_values(name)}
+        assert set(lacking) <= set(values)
+        for text, (setting, value) in values.items():
+            if text not in lacking:
+                continue
+            with target_for("local") as target, target.worker() as worker:
+                with pytest.raises(RuntimeUnavailableError, match=text) as caught:
+                    worker.open(opened[0], name, Options(extra={setting: value}))
+                assert lacking[text].reason in caught.value.what
+                assert caught.value.remedy == lacking[text].install
+
+    def test_an_unknown_setting_or_value_is_refused_with_the_known_ones(
+        self, name: str, opened: tuple[Path, Bundle]
+    ) -> None:
+        known = choices(runtime_for(name).settings)
+        with target_for("local") as target, target.worker() as worker:
+            with pytest.raises(ExecutionError, match=f"no setting 'speed'; its settings: {', '.join(known)}"):
+                worker.open(opened[0], name, Options(extra={"speed": "high"}))
+            setting, values = next(iter(known.items()))
+            with pytest.raises(ExecutionError, match=f"{setting} is 'high', not one of {values[0]}"):
+                worker.open(opened[0], name, Options(extra={setting: "high"}))
 
     @pytest.mark.parametrize("keep", [0, 100, 0.5])
     def test_a_truncated_file_is_an_error_of_ours(

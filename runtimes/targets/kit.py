@@ -14,7 +14,10 @@ from edgekit.files import disk_errors
 
 # There `edgekit` is these files alone, and a second folder may add to it.
 _PACKAGE = b'__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
-_MODULES = ("worker", "process", "energy", "runtime", "facts", "onnxruntime", "tflite", "ncnn", "torch")
+_MODULES = (
+    "worker", "process", "energy", "runtime", "settings", "facts", "onnxruntime", "onnx_graph", "onnx_provider", "tflite",
+    "ncnn", "openvino", "torch",
+)  # fmt: skip
 
 Files = Mapping[str, bytes]
 """Contents by their names below a folder of Python's search path."""

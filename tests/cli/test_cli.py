@@ -178,7 +178,16 @@ def test_bench(small: Path) -> None:
     done = run("bench", small / "exports" / "model.int8.onnx", small / "exports" / "model.int8.ncnn.param", *quick)
     assert "time × [95 %]" in done.stdout
     assert any(word in done.stdout for word in ("faster", "slower", "no difference"))
-    assert "onnxruntime" in run("bench", "--list").stdout
+
+
+def test_bench_lists_runtimes_with_their_settings_and_what_is_missing() -> None:
+    shown = run("bench", "--list").stdout
+    assert "onnxruntime works 1." in shown
+    assert "\n  optimization = all | disabled | basic | extended\n" in shown
+    found = json.loads(run("bench", "--list", "--json").stdout)
+    for runtime in found.values():
+        for setting, lacking in runtime["unusable"].items():
+            assert f"\n  not here: {setting}: {lacking['reason']}\n    → {lacking['install']}\n" in shown
 
 
 def test_bench_compare(small: Path, tmp_path: Path) -> None:
