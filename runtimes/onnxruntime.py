@@ -7,11 +7,14 @@ import math
 import os
 import tempfile
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from .runtime import Options, RunError, Runtime, Session, TensorSpec, first_line, from_file_tensor, to_file_input
+
+if TYPE_CHECKING:
+    from .profile import Profile
 
 _ERRORS_ONLY, _NOTHING = 3, 4
 # Operators that ONNX Runtime computes in integers, and which of their inputs is the weight.
@@ -122,6 +125,11 @@ class OnnxSession(Session):
             **({} if self._integer_weights is None else {"integer_weights": self._integer_weights}),
             "not_honoured": [],
         }
+
+    def profile(self, runs: int) -> Profile:
+        from .profile_onnxruntime import profile
+
+        return profile(self._session, self._feed, runs)
 
 
 def _integer_weights(path: str) -> list[int]:

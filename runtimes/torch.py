@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from .runtime import Options, RunError, Runtime, Session, TensorSpec, first_line
+
+if TYPE_CHECKING:
+    from .profile import Profile
 
 
 class TorchRuntime(Runtime):
@@ -93,3 +96,8 @@ class TorchSession(Session):
             "threads": self._torch.get_num_threads(),
             "not_honoured": [],
         }
+
+    def profile(self, runs: int) -> Profile:
+        from .profile_torch import profile
+
+        return profile(self._module, self._x, runs)

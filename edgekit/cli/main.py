@@ -14,6 +14,7 @@ from edgekit.cli.compress import compress
 from edgekit.cli.demo import demo
 from edgekit.cli.export import export
 from edgekit.cli.inspect import inspect
+from edgekit.cli.layers import layers
 from edgekit.cli.target import app as target
 from edgekit.cli.verify import verify
 from edgekit.errors import EdgekitError
@@ -39,6 +40,7 @@ Examples:
 )
 for command in (inspect, advise, compress, export, verify, bench, demo):
     app.command()(command)
+app.command("layers")(layers)
 app.add_typer(target, name="target")
 
 

@@ -14,7 +14,10 @@ from edgekit.files import disk_errors
 
 # There `edgekit` is these files alone, and a second folder may add to it.
 _PACKAGE = b'__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
-_MODULES = ("worker", "runtime", "facts", "onnxruntime", "tflite", "ncnn", "torch")
+_MODULES = (
+    "worker", "runtime", "facts", "profile", "peak", "xnnpack_operators",
+    *(f"{prefix}{name}" for name in ("onnxruntime", "tflite", "ncnn", "torch") for prefix in ("", "profile_")),
+)  # fmt: skip
 
 Files = Mapping[str, bytes]
 """Contents by their names below a folder of Python's search path."""
