@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from edgekit.benchmark.roofline import Roofline, best_of, measure_roofline, refu
 from edgekit.compress.step import no_progress
 from edgekit.errors import ExecutionError, UsageError
 from edgekit.runtimes.choice import named
-from edgekit.runtimes.profile import Profile
+from edgekit.runtimes.profile import Operator, Profile
 from edgekit.runtimes.profile_onnxruntime import executed_nodes
 from edgekit.runtimes.runtime import Options, RunError
 from edgekit.runtimes.targets.target import Target, target_for
@@ -193,7 +193,8 @@ def _table(
     program = program_groups(module)
     columns = [_column(*one) for one in members]
     places: list[list[int | str]] = [
-        _places(program, candidate, profile) if profile is not None else [] for candidate, profile, _ in members
+        place_operators(program, one.cell.path, one.cell.runtime, one.opened, profile.operators) if profile else []
+        for one, profile, _ in members
     ]
     weighing = [_Weighing(candidate, module, bundle.precision) for candidate, _, _ in members]
     keys: list[int | str] = list(range(len(program.groups)))
@@ -245,15 +246,28 @@ def _strangers(candidate: Candidate, profile: Profile | None, error: str) -> Lay
     return LayerTable(name=candidate.cell.label, rows=tuple(rows), columns=(column,))
 
 
-def _places(program: Program, candidate: Candidate, profile: Profile) -> list[int | str]:
-    path = candidate.cell.path
-    if candidate.cell.runtime == "torch":
-        return map_nodes(program, profile.operators)
-    named_inputs = {spec["name"] for spec in candidate.opened["inputs"]}
+def place_operators(
+    program: Program, path: Path, runtime: str, opened: Mapping[str, Any], operators: Sequence[Operator]
+) -> list[int | str]:
+    """For each operator of an exported file, or of a bundle's own program, what it computes.
+
+    Args:
+        program: The bundle's groups.
+        path: The file, with its proof's record beside it, or the bundle.
+        runtime: That executed it.
+        opened: What the worker told when it opened the file: ``inputs`` and ``outputs``.
+        operators: As executed.
+
+    Returns:
+        The position of a group, or the bracketed name of where else it is put; one for each operator.
+    """
+    if runtime == "torch":
+        return map_nodes(program, operators)
+    named_inputs = {spec["name"] for spec in opened["inputs"]}
     # TFLite's tensors are called NAME#NUMBER where they stand beside others.
-    inputs = {t for op in profile.operators for t in op.inputs if t.partition("#")[0] in named_inputs} | named_inputs
-    clues = clues_of(program, _record(path), _nodes(path), [spec["name"] for spec in candidate.opened["outputs"]])
-    return map_operators(program, profile.operators, inputs, clues)
+    inputs = {t for op in operators for t in op.inputs if t.partition("#")[0] in named_inputs} | named_inputs
+    clues = clues_of(program, _record(path), _nodes(path), [spec["name"] for spec in opened["outputs"]])
+    return map_operators(program, operators, inputs, clues)
 
 
 def _record(path: Path) -> dict[str, Any]:

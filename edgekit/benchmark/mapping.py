@@ -25,14 +25,14 @@ _INPUT = -1
 # First match decides: QLinearConv multiplies, QuantizeLinear does not.
 _KINDS = (
     ("quantize", r"^(de)?quantize|^(quantized_decomposed\.)?(de)?quantize|^convert|^requantize|^dynamicquantize"),
-    ("multiply", r"conv|gemm|matmul|matrix multiply|fully.?connected|innerproduct|^linear|^bmm|^mm\b|^addmm|lstm|gru"),
+    ("multiply", r"conv|gemm|matmul|matrix multiply|attention|fully.?connected|innerproduct|^linear|^bmm|^mm\b|addmm|lstm|gru"),
     ("activation", r"relu|clamp|clip|sigmoid|swish|gelu|silu|tanh|^elu|logistic|prelu"),
     ("pool", r"pool|mean|reduce|reduction|^sum"),
     ("softmax", r"softmax"),
     ("norm", r"norm"),
     ("concatenate", r"concat|^cat\b"),
     ("pad", r"pad"),
-    ("layout", r"reshape|transpose|permute|flatten|squeeze|reorder|^split$|^copy|identity|^view|shape|cast|contiguous|expand"),
+    ("layout", r"shuffle|transpose|permute|flatten|squeeze|reorder|^split$|^copy|identity|^view|shape|cast|contiguous|expand"),
     ("resize", r"upsample|resize|interp"),
     ("slice", r"slice|crop|split|chunk|getitem|gather|select"),
     ("elementwise", r"add|sub|mul|div|binaryop|eltwise|minimum|maximum|unaryop|^scale"),
@@ -103,8 +103,9 @@ def program_groups(module: GraphModule) -> Program:
     place: dict[str, int] = {}
     before: dict[str, frozenset[int]] = {}
     for node in module.graph.nodes:
-        sources = [_data(source) for source in node.all_input_nodes if source.op != "get_attr"]
-        above = frozenset().union(*(before.get(source.name, frozenset()) for source in sources))
+        # Weights, and what is computed of weights alone, come of no input.
+        sources = [one for one in map(_data, node.all_input_nodes) if before.get(one.name)]
+        above = frozenset().union(*(before[source.name] for source in sources))
         if node.op == "placeholder":
             before[node.name] = frozenset({_INPUT})
             continue
@@ -178,16 +179,31 @@ def map_operators(
     for position, (operator, kind) in enumerate(zip(operators, kinds, strict=True)):
         upstream = frozenset().union(*(above.get(tensor, frozenset()) for tensor in operator.inputs))
         if found[position] is None:
-            source = next((found[maker[tensor]] for tensor in operator.inputs if tensor in maker), None)
+            behind = _behind(operator, operators, kinds, maker)
+            source = None if behind is None else found[behind]
             read_by = [index for tensor in operator.outputs for index in readers.get(tensor, ())]
             following = found[read_by[0]] if len(read_by) == 1 and kinds[read_by[0]] == "multiply" else None
-            found[position] = _place(program, kind, upstream, source, following, taken)
+            # A sum with a constant is a bias where the program has no sum of its own there.
+            data = [tensor for tensor in operator.inputs if tensor in maker or tensor in above]
+            joins = kind == "activation" or (kind == "elementwise" and len(data) == 1)
+            found[position] = _place(program, kind, upstream, source if joins else None, following, taken)
         place = found[position]
         mine = upstream
         if kind == "multiply" and isinstance(place, int):
             mine = frozenset({place}).union(*(above.get(tensor, frozenset()) for tensor in _addends(operator)))
         above |= dict.fromkeys(operator.outputs, mine)
     return [OTHER if place is None else place for place in found]
+
+
+def _behind(
+    operator: Operator, operators: Sequence[Operator], kinds: Sequence[str], maker: Mapping[str, int]
+) -> int | None:
+    """The operator whose value this one reads first, whatever quantizes or turns it on its way."""
+    while True:
+        position = next((maker[tensor] for tensor in operator.inputs if tensor in maker), None)
+        if position is None or kinds[position] not in ("quantize", "layout"):
+            return position
+        operator = operators[position]
 
 
 def _addends(operator: Operator) -> tuple[str, ...]:
@@ -225,7 +241,7 @@ def _place(
     if kind in ("layout", "quantize"):
         return _elsewhere(kind)
     best = _likeliest(program, kind, upstream, taken)
-    if best is None and kind == "activation" and isinstance(source, int):
+    if best is None and isinstance(source, int):
         return source
     if best is None and kind == "pad" and isinstance(following, int):
         return following
@@ -239,6 +255,9 @@ def _place(
 
 def _likeliest(program: Program, kind: str, upstream: frozenset[int], taken: set[int]) -> int | None:
     """The group of a kind whose layers before it are most like these; of equals one that has no operator yet."""
+    of_kind = [position for position, group in enumerate(program.groups) if group.kind == kind]
+    if len(of_kind) == 1 and of_kind[0] not in taken:
+        return of_kind[0]
     scores = []
     for position, group in enumerate(program.groups):
         if group.kind == kind and group.before & upstream:
