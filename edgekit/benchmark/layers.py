@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.benchmark.candidates import Candidate, list_candidates, probe
+from edgekit.benchmark.candidates import Candidate, choose_input, list_candidates
 from edgekit.benchmark.layers_result import LayerCell, LayerColumn, LayerRow, LayersResult, LayerTable
 from edgekit.benchmark.mapping import Program, clues_of, map_nodes, map_operators, program_groups
 from edgekit.benchmark.roofline import Roofline, best_of, measure_roofline, refuse_emulated
@@ -115,14 +115,12 @@ def _path_of(item: str | Path | Bundle) -> Path:
 
 def _profile(candidate: Candidate, target: Target, runs: int) -> tuple[Profile | None, str]:
     """The profile of a file in its runtime, or why there is none."""
-    probe(candidate, target, None, 1)
-    if candidate.error:
-        return None, candidate.error
     cell = candidate.cell
     try:
         with target.worker() as worker:
-            worker.open(cell.path, cell.runtime, Options(threads=cell.threads, extra=cell.extra))
-            return worker.profile(candidate.x, runs)[1], ""
+            candidate.opened = worker.open(cell.path, cell.runtime, Options(threads=cell.threads, extra=cell.extra))
+            choose_input(candidate, None, 1)
+            return (None, candidate.error) if candidate.error else (worker.profile(candidate.x, runs)[1], "")
     except ExecutionError as error:
         return None, str(error).replace("\n", " ")
 
