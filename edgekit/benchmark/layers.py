@@ -172,7 +172,8 @@ def _cell(profile: Profile, positions: Sequence[int], attainable_ms: float | Non
     each = _samples(profile, positions)
     ms = float(np.median(each))
     low, high = median_interval(each)
-    hidden = ms <= 0 or ms < 2 * profile.resolution_ms * len(positions)
+    # Two steps of the clock are one step's doubt on either side; asking is no more exact than itself.
+    hidden = ms <= 0 or ms < max(2 * profile.resolution_ms, profile.overhead_ms) * len(positions)
     return LayerCell(
         ms=ms,
         low_ms=low,

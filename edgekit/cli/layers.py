@@ -98,11 +98,12 @@ def _show_table(table: LayerTable, columns: Sequence[LayerColumn], top: int | No
     rows = [[*_layer(row, precisions), *(_shown(row.cells[i]) for i in positions)] for row in kept]
     blank = [""] * (2 + len(precisions))
     if others:
-        macs = render.count(sum(row.macs for row in others))
+        total = sum(row.macs for row in others)
+        macs = render.count(total) if total else ""
         times = [_aligned(_together(others, i), "") for i in positions]
         rows.append([f"({len(others)} others)", "", macs, *blank[2:], *times])
     rows.append(["sum", *blank, *(_aligned(_ms(c.sum_ms), "") for c in columns)])
-    rows.append(["whole, without profiling", *blank, *(_aligned(_ms(c.whole_ms), "") for c in columns)])
+    rows.append(["whole, unprofiled", *blank, *(_aligned(_ms(c.whole_ms), "") for c in columns)])
     # The operator is told by the layer's name, most often; without the bytes, too, if need be.
     optional: list[set[int]] = [set(), {1}, {1, *range(3, 3 + len(precisions))}]
     chosen = next((drop for drop in optional if _width(names, rows, drop) <= render.stdout.width), set())
@@ -180,12 +181,19 @@ def _roofline(line: Roofline) -> str:
 def _notes(result: LayersResult) -> list[str]:
     found = []
     for table in result.tables:
-        for column in table.columns:
+        for position, column in enumerate(table.columns):
             where = f"{column.label} ({column.runtime})"
             if column.input == "random numbers":
                 found.append(f"{where}: run on random numbers")
             if column.runtime.startswith("torch") and column.precision == "int8":
                 found.append(f"{where}: torch simulates int8 in float, so its times mean nothing")
+                continue
+            medians = sum(row.cells[position].ms for row in table.rows if row.cells[position])  # type: ignore[union-attr]
+            if column.sum_ms and medians < (1 - _DISAGREES) * column.sum_ms:
+                found.append(
+                    f"{where}: the layers' medians sum to {medians:.3g} ms, and the median run's layers to "
+                    f"{column.sum_ms:.3g} ms: other programs interrupted it"
+                )
             elif column.unaccounted is not None and abs(column.unaccounted) > _DISAGREES:
                 found.append(
                     f"{where}: the layers sum to {column.sum_ms / column.whole_ms:.0%} of the whole without profiling "

@@ -49,7 +49,7 @@ def test_the_table_fits_its_terminal(bundle: Path, width: int, monkeypatch: pyte
     assert done.exit_code == 0, done.output
     table = done.stdout.partition("roofline, 1 thread")[0]
     assert max(map(len, table.splitlines())) <= width
-    for word in ("stem", "conv2", "onnxruntime", "ncnn", "sum", "whole, without profiling"):
+    for word in ("stem", "conv2", "onnxruntime", "ncnn", "sum", "whole, unprofiled"):
         assert word in table
     assert "MACs" in table
     assert "bytes" in table
