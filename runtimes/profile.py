@@ -59,12 +59,12 @@ class Profile:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Profile:
         """Of what :meth:`to_dict` gave."""
-        operators = [
-            Operator(**{key: tuple(item) if isinstance(item, list) else item for key, item in one.items()})
-            for one in value["operators"]
-        ]
-        rest = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
-        return cls(**{**rest, "operators": tuple(operators)})
+        fields: dict[str, Any] = _tuples(value)
+        return cls(**{**fields, "operators": tuple(Operator(**_tuples(one)) for one in value["operators"])})
+
+
+def _tuples(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(item) if isinstance(item, (list, tuple)) else item for key, item in value.items()}
 
 
 def timed(call: Callable[[], object]) -> float:

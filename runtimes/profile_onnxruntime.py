@@ -90,7 +90,8 @@ def _profiled(session: Any, folder: str) -> Any:
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
     source = session._model_path or session._model_bytes
     try:
-        return onnxruntime.InferenceSession(source, options, providers=session.get_providers())
+        providers = list(session.get_provider_options().items())
+        return onnxruntime.InferenceSession(source, options, providers=providers)
     except Exception as error:
         raise RunError(f"ONNX Runtime can't load the file with its profiler: {first_line(error)}") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_void_p
+from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from typing import Any
 
 import numpy as np
@@ -160,17 +160,22 @@ class _CompiledModel:
             raise RunError("LiteRT's profiler recorded nothing")
         raw = ctypes.create_string_buffer(bytes([_FILL]) * (number.value * _LARGEST_EVENT))
         self._call("LiteRtGetProfilerEvents", self._profiler, number, raw)
-        written = len(raw.raw[:-1].rstrip(bytes([_FILL])))
+        content: bytes = raw.raw[:-1]
+        written = len(content.rstrip(bytes([_FILL])))
         # The padding behind the last field may not have been written.
         size = -(-written // number.value // 8) * 8
         found = []
         for start in range(0, size * number.value, size):
-            tag = ctypes.cast(raw[start : start + 8], POINTER(c_char_p))[0] or b""
-            kind, duration = (int.from_bytes(raw[start + at : start + at + n], "little") for at, n in ((8, 4), (24, 8)))
-            index = int.from_bytes(raw[start + size - _TAIL : start + size - _TAIL + 8], "little")
+            event = content[start : start + size]
+            tag = ctypes.string_at(_integer(event[:8])).decode()
+            kind, duration, index = _integer(event[8:12]), _integer(event[24:32]), _integer(event[size - _TAIL :][:8])
             if kind == OPERATOR_EVENT or kind in DELEGATE_EVENTS:
-                found.append(Event(tag.decode(), kind in DELEGATE_EVENTS, index, duration))
+                found.append(Event(tag, kind in DELEGATE_EVENTS, index, duration))
         return found
+
+
+def _integer(content: bytes) -> int:
+    return int.from_bytes(content, "little")
 
 
 def _library() -> Any:

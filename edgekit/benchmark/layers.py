@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekit.benchmark.candidates import Candidate, choose_input, list_candidates
 from edgekit.benchmark.layers_result import LayerCell, LayerColumn, LayerRow, LayersResult, LayerTable
-from edgekit.benchmark.mapping import Program, clues_of, map_nodes, map_operators, program_groups
+from edgekit.benchmark.mapping import Group, Program, clues_of, map_nodes, map_operators, program_groups
 from edgekit.benchmark.roofline import Roofline, best_of, measure_roofline, refuse_emulated
 from edgekit.compress.step import no_progress
 from edgekit.errors import ExecutionError, UsageError
@@ -24,6 +24,8 @@ from edgekit.runtimes.runtime import Options, RunError
 from edgekit.runtimes.targets.target import Target, target_for
 
 if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
     from edgekit.bundle import Bundle
     from edgekit.compress.step import Progress
 
@@ -61,8 +63,7 @@ def profile_layers(
         BundleError: If a bundle is damaged.
 
     Example:
-        >>> import edgekit.benchmark
-        >>> table = edgekit.benchmark.profile_layers("small").tables[0]  # doctest: +SKIP
+        >>> table = profile_layers("small").tables[0]  # doctest: +SKIP
         >>> table.rows[0].path, table.rows[0].cells[1].ms  # doctest: +SKIP
         ('stem', 0.013)
     """
@@ -168,7 +169,9 @@ def median_interval(samples: Sequence[float] | np.ndarray) -> tuple[float, float
     return float(ordered[low]), float(ordered[high])
 
 
-def _cell(profile: Profile, positions: Sequence[int], attainable_ms: float | None) -> LayerCell:
+def _cell(
+    profile: Profile, positions: Sequence[int], attainable_ms: float | None, within: Sequence[str] = ()
+) -> LayerCell:
     each = _samples(profile, positions)
     ms = float(np.median(each))
     low, high = median_interval(each)
@@ -180,6 +183,7 @@ def _cell(profile: Profile, positions: Sequence[int], attainable_ms: float | Non
         high_ms=high,
         below_noise=hidden,
         operators=tuple(profile.operators[position].name for position in positions),
+        within=tuple(within),
         attainable_ms=attainable_ms,
         share=attainable_ms / ms if attainable_ms is not None and not hidden else None,
     )
@@ -211,8 +215,11 @@ def _table(
             if profile is None or not positions:
                 cells.append(None)
                 continue
-            attainable = weigh.attainable_ms(roofline, group) if group is not None else None
-            cells.append(_cell(profile, positions, attainable))
+            members_of = [group, *_within(program, found, key)] if group is not None else []
+            least = [weigh.attainable_ms(roofline, one) for one in members_of]
+            known = [ms for ms in least if ms is not None]
+            attainable = sum(known) if known and len(known) == len(least) else None
+            cells.append(_cell(profile, positions, attainable, [one.cost.path for one in members_of[1:]]))
         if group is None:
             rows.append(LayerRow(path=str(key), cells=tuple(cells)))
         elif group.cost.macs or any(cells):
@@ -227,6 +234,18 @@ def _table(
         for column, found in zip(columns, places, strict=True)
     ]
     return LayerTable(name=home.name, rows=tuple(rows), columns=tuple(columns))
+
+
+def _within(program: Program, found: Sequence[int | str], key: int | str) -> list[Group]:
+    """The multiplying layers before one that no operator computes by itself: they are within its operator."""
+    computed = set(found)
+    position = key - 1 if isinstance(key, int) and program.groups[key].cost.macs else -1
+    missing = []
+    while position >= 0 and not (program.groups[position].cost.macs and position in computed):
+        if program.groups[position].cost.macs:
+            missing.append(program.groups[position])
+        position -= 1
+    return missing[::-1]
 
 
 def _row_name(program: Program, place: int | str) -> str:
@@ -294,7 +313,7 @@ def _nodes(path: Path) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]
 class _Weighing:
     """What a layer reads and writes in one file, and what that takes at the roofline."""
 
-    def __init__(self, candidate: Candidate, module: Any, precision: str) -> None:
+    def __init__(self, candidate: Candidate, module: GraphModule, precision: str) -> None:
         from edgekit.export.lowering import activation_bits
 
         self.precision = str(candidate.metadata.get("precision") or precision)
@@ -304,15 +323,15 @@ class _Weighing:
         notes = _record(candidate.cell.path).get("lowering", ()) if candidate.cell.path.is_file() else ()
         self._in_float = {note.partition(" computes in float")[0] for note in notes if " computes in float" in note}
 
-    def _is_integer(self, group: Any) -> bool:
+    def _is_integer(self, group: Group) -> bool:
         return self.precision == "int8" and self._activation_bits < 32 and group.cost.path not in self._in_float
 
-    def size_bytes(self, group: Any) -> float:
+    def size_bytes(self, group: Group) -> float:
         weights = group.cost.parameters * _WEIGHT_BYTES[self.precision] if self.precision in _WEIGHT_BYTES else None
         activation = self._activation_bits / 8 if self._is_integer(group) else _FLOAT_BYTES
         return float((group.cost.bytes if weights is None else weights) + (group.reads + group.writes) * activation)
 
-    def attainable_ms(self, roofline: Roofline, group: Any) -> float | None:
+    def attainable_ms(self, roofline: Roofline, group: Group) -> float | None:
         if self._simulated or (self._is_integer(group) and self._activation_bits != 8):
             return None
         return roofline.attainable_ms(group.cost.macs, self.size_bytes(group), integer=self._is_integer(group))

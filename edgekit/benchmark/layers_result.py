@@ -21,7 +21,8 @@ class LayerCell:
         high_ms: Upper end.
         below_noise: It is shorter than the profiler's clock can tell, or than asking for it takes.
         operators: The runtime's operators that compute it.
-        attainable_ms: What it would take at the roofline; None where that is not known.
+        within: Other layers that these operators compute, too, such as all of an attention.
+        attainable_ms: What it would take at the roofline, with what is within it; None where that is not known.
         share: Of the roofline that it reaches, attainable over measured time; None where one of them is not known. It is
             above 1 where data stays in caches, which are faster than the memory, and where a convolution takes fewer
             multiplications than it has MACs (Winograd's takes 2.25 to 4 times fewer, for 3 × 3 kernels).
@@ -32,6 +33,7 @@ class LayerCell:
     high_ms: float
     below_noise: bool
     operators: tuple[str, ...]
+    within: tuple[str, ...]
     attainable_ms: float | None
     share: float | None
 

@@ -165,10 +165,10 @@ def map_operators(
     taken: set[int] = set()
     for position, (operator, kind) in enumerate(zip(operators, kinds, strict=True)):
         if kind == "multiply":
-            place = next((clues[name] for name in _names(operator) if name in clues), None)
-            if place is not None and place not in taken:
-                found[position] = place
-                taken.add(place)
+            known = next((clues[name] for name in _names(operator) if name in clues), None)
+            if known is not None and known not in taken:
+                found[position] = known
+                taken.add(known)
     _in_order(program, kinds, found, taken)
     maker = {tensor: index for index, operator in enumerate(operators) for tensor in operator.outputs}
     readers: dict[str, list[int]] = {}
@@ -304,11 +304,11 @@ def clues_of(program: Program, record: Mapping[str, Any], nodes: Sequence[tuple[
                 clues |= dict.fromkeys((node[0], *node[3]), place)
     readers: dict[str, set[int]] = {}
     for name, kind, read, written in nodes:
-        place = clues.get(name)
-        if place is not None and kind_of(kind) == "multiply":
+        mine = clues.get(name)
+        if mine is not None and kind_of(kind) == "multiply":
             for constant in _constants(read[1:], maker):
-                readers.setdefault(constant, set()).add(place)
-            _follow(written, nodes, place, clues)
+                readers.setdefault(constant, set()).add(mine)
+            _follow(written, nodes, mine, clues)
     clues |= {constant: next(iter(places)) for constant, places in readers.items() if len(places) == 1}
     return clues
 

@@ -167,7 +167,7 @@ def integer_product(rng: np.random.Generator) -> onnx.ModelProto:
     """An ONNX model that multiplies its uint8 input with an int8 matrix and rescales to uint8, as int8 files do."""
     from onnx import TensorProto, helper, numpy_helper
 
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "scale": np.array(0.01, np.float32), "a_zero": np.array(128, np.uint8), "b_zero": np.array(0, np.int8),
         "b": rng.integers(-127, 128, (SIZE, SIZE)).astype(np.int8),
     }  # fmt: skip

@@ -188,7 +188,8 @@ def _notes(result: LayersResult) -> list[str]:
             if column.runtime.startswith("torch") and column.precision == "int8":
                 found.append(f"{where}: torch simulates int8 in float, so its times mean nothing")
                 continue
-            medians = sum(row.cells[position].ms for row in table.rows if row.cells[position])  # type: ignore[union-attr]
+            cells = [row.cells[position] for row in table.rows]
+            medians = sum(cell.ms for cell in cells if cell is not None)
             if column.sum_ms and medians < (1 - _DISAGREES) * column.sum_ms:
                 found.append(
                     f"{where}: the layers' medians sum to {medians:.3g} ms, and the median run's layers to "

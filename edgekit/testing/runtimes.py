@@ -107,16 +107,14 @@ class RuntimeConformance:
         assert bundle.samples is not None
         with target_for("local") as target, target.worker() as worker:
             told = worker.open(path, name, Options())
-            refusal, profile = "", None
             try:
                 _, profile = worker.profile(bundle.samples.inputs[:1], 9)
             except ExecutionError as error:
-                refusal = str(error)
+                if "can't tell the times of its layers" not in str(error):
+                    raise
+                pytest.skip(f"{name} can't tell the times of its layers, and says so")
             again = worker.run(bundle.samples.inputs[:1])[0]
         assert np.isfinite(again).all(), "the session works on"
-        if profile is None:
-            assert "can't tell the times of its layers" in refusal
-            pytest.skip(f"{name} can't tell the times of its layers, and says so")
         names = [operator.name for operator in profile.operators]
         assert len(set(names)) == len(names)
         assert all(len(operator.samples_ms) == 9 for operator in profile.operators)

@@ -172,6 +172,34 @@ def test_known_times_of_known_operators(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(hidden) == 1, "asking took longer than the operator"
 
 
+def test_a_layer_within_another_s_operator_counts_for_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SUFFIXES, ".fake", RUNTIME)  # type: ignore[arg-type]
+    bundle = bundle_of("plain").save(tmp_path / "b")
+    assert bundle.path is not None
+    (bundle.path / "exports").mkdir()
+    described = [
+        {"name": n, "type": "Gemm", "inputs": [i, "w"], "outputs": [o], "ms": 1.0}
+        for n, i, o in (("conv1", "input", "a"), ("conv2", "a", "b"), ("both", "b", "y"))
+    ]
+    shape = list(bundle.input_shape)
+    metadata = {"precision": "float32", "input_shape": shape}
+    file = write_fake(bundle.path / "exports" / "m.fake", operators=described, shape=shape, metadata=metadata)
+    layers = [{"layer": p, "tensor": t} for p, t in (("conv1", "a"), ("conv2", "b"), ("hidden", "no"), ("head", "y"))]
+    (bundle.path / "exports" / "m.fake.parity.json").write_text(json.dumps({"layers": layers}))
+    (table,) = profile_layers(file, runs=2).tables
+    cells = {row.path: row.cells[0] for row in table.rows}
+    assert cells["hidden"] is None
+    assert cells["head"] is not None
+    assert cells["head"].within == ("hidden",)
+    # 320 × 24 and 24 × 7 weights with their biases, read once; memory decides.
+    elements = (320 + 320 * 24 + 24 + 24) + (24 + 24 * 7 + 7 + 7)
+    assert cells["head"].attainable_ms == pytest.approx(1000 * 4 * elements / 20e9)
+    assert cells["conv2"] is not None
+    assert cells["conv2"].within == ()
+
+
 def test_a_file_of_a_stranger_has_its_operators_for_rows(tmp_path: Path) -> None:
     (file,) = export(bundle_of("plain"), "onnx", output=tmp_path)
     (table,) = profile_layers(file.path, runs=2).tables
