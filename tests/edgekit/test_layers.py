@@ -81,18 +81,20 @@ def test_the_layer_with_most_macs_is_the_slowest_in_every_runtime(profiled: Laye
         assert not column.error
         times = {row.path: row.cells[position].ms for row in table.rows if row.cells[position] is not None}
         assert max(times, key=lambda path: times[path]) == "heavy", column.runtime
-        assert times["heavy"] > 0.5 * column.sum_ms
+        # Of the medians' sum: whole runs are interrupted now and then by the programs that share the machine.
+        assert times["heavy"] > 0.5 * sum(times.values())
 
 
 def test_the_layers_sum_to_the_whole(profiled: LayersResult) -> None:
     (table,) = profiled.tables
     for position, column in enumerate(table.columns):
         cells = [row.cells[position] for row in table.rows if row.cells[position] is not None]
-        assert sum(cell.ms for cell in cells) == pytest.approx(column.sum_ms, rel=0.2)
-        # Both are measured in turn in one process; other tests share the machine with them.
-        assert 0.5 < column.sum_ms / column.whole_ms < 1.7, column.runtime
-        assert column.unaccounted == pytest.approx(1 - column.sum_ms / column.whole_ms)
         assert column.profile is not None
+        samples = np.array([operator.samples_ms for operator in column.profile.operators]) - column.overhead_ms
+        assert column.sum_ms == pytest.approx(np.median(samples.sum(0)))
+        assert column.unaccounted == pytest.approx(1 - column.sum_ms / column.whole_ms)
+        # Both are measured in turn in one process; the fastest runs are those that no other program interrupted.
+        assert 0.5 < samples.sum(0).min() / min(column.profile.whole_ms) < 1.7, column.runtime
         listed = [name for cell in cells for name in cell.operators]
         assert sorted(listed) == sorted(operator.name for operator in column.profile.operators), (
             "each is somewhere, once"
@@ -227,9 +229,9 @@ def test_the_roofline_by_hand() -> None:
 
 def test_the_products_compute_what_they_should(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (1024, 1024)).astype(np.float32)
+    x = rng.integers(0, 256, (256, 256)).astype(np.float32)
     outputs = {}
-    for name, model in (("float", float_product(rng)), ("integer", integer_product(rng))):
+    for name, model in (("float", float_product(rng, 256)), ("integer", integer_product(rng, 256))):
         path = tmp_path / f"{name}.onnx"
         path.write_bytes(model.SerializeToString())
         with target_for("local") as target, target.worker() as worker:
