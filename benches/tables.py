@@ -214,7 +214,7 @@ def tables() -> str:
         "quantize_imagenet": quantized_imagenet, "int8_speed": int8_speed, "codebook": codebooks, "qat": trained,
         "resnet56": structure.resnet56, "classes": structure.few_classes, "pruned_speed": structure.pruned_speed,
         "prune_weights": structure.pruned_weights, "low_rank": structure.low_rank, "distillation": structure.distilled,
-        "student": structure.student, "fusion": structure.fusion, "zoo": structure.zoo,
+        "student": structure.student, "fusion": structure.fusion, "zoo": structure.zoo, "layers": structure.layers,
         "sparse_speed": structure.sparse_speed, "harness": runtime.harness, "matrix": runtime.matrix, "arm": runtime.arm,
         "calibration_memory": memory, "startup": others,
     }  # fmt: skip

@@ -122,6 +122,41 @@ def fusion() -> list[str]:
     return lines
 
 
+def layers() -> list[str]:
+    """Where the time goes, by kind of layer."""
+    found = result("layers")
+    line = found["roofline"]
+    lines = [
+        f"**Where the time goes** (`edgekit bench layers`; {found['target']['cpu']}, one thread, medians of "
+        f"{found['runs']} runs; roofline: {line['float32_macs_per_second'] / 1e9:.0f} GMAC/s in float32, copying "
+        f"{line['bytes_per_second'] / 1e9:.0f} GB/s; a cell is the share of the file's time, and of the roofline; above 100 % "
+        "where data stays in caches, or Winograd's algorithm saves multiplications), `python benches/layers.py`:",
+    ]
+    for name, network in found["networks"].items():
+        runtimes = list(network["runtimes"])
+        total = sum(kind["macs"] for kind in network["kinds"].values())
+        lines += [
+            "",
+            f"| {name} | MACs | {' | '.join(NAMES[runtime] for runtime in runtimes)} |",
+            "|---|---|" + "---|" * len(runtimes),
+        ]
+        for kind, row in network["kinds"].items():
+            cells = [_time_and_roof(row["runtimes"][runtime], network["runtimes"][runtime]) for runtime in runtimes]
+            lines.append(f"| {kind} | {100 * row['macs'] / total:.0f} % | {' | '.join(cells)} |")
+        wholes = [f"{network['runtimes'][runtime]['whole_ms']:.3g} ms" for runtime in runtimes]
+        lines.append(f"| whole, unprofiled | | {' | '.join(wholes)} |")
+    return lines
+
+
+def _time_and_roof(times: dict[str, float], whole: dict[str, float]) -> str:
+    share = f"{100 * times['ms'] / whole['sum_ms']:.0f} %"
+    return (
+        f"{share} ({100 * times['attainable_ms'] / times['ms']:.0f} %)"
+        if times["ms"] and times["attainable_ms"]
+        else share
+    )
+
+
 def sparse_speed() -> list[str]:
     """Zeros in LiteRT."""
     found = result("sparse_speed")

@@ -9,12 +9,15 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from .runtime import Options, RunError, Runtime, Session, TensorSpec, wants
 from .settings import Lacking, UnusableError, read
+
+if TYPE_CHECKING:
+    from .profile import Profile
 
 _MAGIC = "7767517"
 
@@ -207,6 +210,11 @@ class NcnnSession(Session):
     def close(self) -> None:
         self._extractor = self._result = None
         self._net.clear()
+
+    def profile(self, runs: int) -> Profile:
+        from .profile_ncnn import profile
+
+        return profile(self._ncnn, self._net, self._input, self._mat, self.invoke, runs)
 
 
 def _read_param(path: str) -> list[str]:

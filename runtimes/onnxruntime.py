@@ -8,13 +8,16 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from . import onnx_graph, onnx_provider
 from .runtime import Options, RunError, Runtime, Session, TensorSpec, first_line, from_file_tensor, to_file_input
 from .settings import Lacking, UnusableError, read
+
+if TYPE_CHECKING:
+    from .profile import Profile
 
 _ERRORS_ONLY, _NOTHING = 3, 4
 _LEVELS = {
@@ -205,6 +208,13 @@ class OnnxSession(Session):
         if self._chosen.provider == "tensorrt":
             return f"{self._chosen.precision}; TensorRT may take a wider type where that is faster"
         return "as the file says; float16 weights are computed in float32"
+
+    def profile(self, runs: int) -> Profile:
+        from .profile_onnxruntime import profile
+
+        if self._chosen.provider != "cpu":
+            raise RunError("ONNX Runtime's layers are timed with provider=cpu alone")
+        return profile(self._session, self._feed, runs)
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 if TYPE_CHECKING:
+    from .profile import Profile
     from .settings import Lacking
 
 RUNTIMES: Mapping[str, str] = {
@@ -169,6 +170,21 @@ class Session(abc.ABC):
             if all(value.ndim and value.shape == values[0].shape for value in values):
                 joined[name] = np.concatenate(values) if len(values) > 1 else values[0]
         return np.concatenate(outputs), joined
+
+    def profile(self, runs: int) -> Profile:
+        """How long each operator takes, on the prepared input, as the runtime executes the file: after its fusions.
+
+        An implementation guarantees: every operator that was executed is there once, in order, under a name of its own,
+        with one sample of each run; ``whole_ms`` was taken without any profiling, in turn with the profiled runs; the
+        runtime's settings are the session's.
+
+        Args:
+            runs: Profiled runs, after warm-up; as many are timed without profiling.
+
+        Raises:
+            RunError: If the runtime can't tell.
+        """
+        raise RunError("this runtime can't tell the times of its layers")
 
     def close(self) -> None:
         """Lets go of the file; nothing may be called afterwards."""

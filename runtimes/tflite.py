@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from .runtime import Options, RunError, Runtime, Session, TensorSpec, first_line, from_file_tensor, to_file_input, wants
 from .settings import read
+
+if TYPE_CHECKING:
+    from .profile import Profile
 
 _MAGIC = b"TFL3"
 
@@ -161,6 +164,11 @@ class TfliteSession(Session):
             "threads": self._options.threads,
             "not_honoured": ["XNNPACK was asked for and took no operator"] if wanted and not delegated else [],
         }
+
+    def profile(self, runs: int) -> Profile:
+        from .profile_tflite import profile
+
+        return profile(self._interpreter, self._input, self._options.threads, self._plain, runs)
 
 
 def _left_to_kernels(operators: list[dict[str, Any]]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -51,6 +51,10 @@ class TorchSettings:
                 "torch has no int8 convolutions on CUDA, precision=int8 is for device=cpu; "
                 "export the bundle and run it with onnxruntime:provider=tensorrt,precision=int8"
             )
+
+
+if TYPE_CHECKING:
+    from .profile import Profile
 
 
 class TorchRuntime(Runtime):
@@ -269,6 +273,15 @@ class TorchSession(Session):
             "device_memory_bytes": cuda.max_memory_allocated(),
             "timed": "on the device, until it has ended; without the copies of input and output",
         }
+
+    def profile(self, runs: int) -> Profile:
+        from .profile_torch import profile
+
+        if self._compiled is not None or self._chosen.device != "cpu":
+            raise RunError(
+                "torch's layers are timed one by one in eager mode on the CPU alone: leave compile and device out"
+            )
+        return profile(self._module, self._x, runs)
 
     def close(self) -> None:
         self._graph = self._x = self._y = None

@@ -13,6 +13,9 @@ memory is that file's, and a crash in a native library is the end of this proces
     {"do": "time", "input", "runs", "seconds", "warmup_runs", "warmup_seconds"}
                                                                     → {"first_run_ms", "samples_ms", "energy_j", "energy"}
     {"do": "count", "input", "runs", "mark"}                        → {"facts"}; the runs are marked for an onlooker
+    {"do": "profile", "input", "runs"}                          → {"facts", "profile"}: the times of each operator
+    {"do": "bandwidth", "threads"}                              → how fast this machine copies memory
+    {"do": "matrix product", "size", "threads"}                 → how fast NumPy multiplies matrices here
     {"do": "memory"}                                                → {"peak_bytes", "before_bytes"}
     {"do": "sensors"}                                               → clocks, temperatures, load
     {"do": "facts", "runtimes"}                                     → the machine's, and "runtimes": which can be used
@@ -38,6 +41,7 @@ import numpy as np
 
 from . import energy
 from .facts import machine_facts, sensors, usable_runtimes
+from .peak import copy_bandwidth, matrix_product
 from .process import die_with_parent, go_first, limit_memory, pin, reset_peak, status
 from .runtime import Options, RunError, Session, first_line, runtime_for
 from .settings import UnusableError
@@ -69,6 +73,10 @@ class Worker:
             return {**machine_facts(), "runtimes": usable_runtimes(message["runtimes"])}
         if message["do"] == "sensors":
             return sensors()
+        if message["do"] == "bandwidth":
+            return copy_bandwidth(message["threads"])
+        if message["do"] == "matrix product":
+            return matrix_product(message["size"], message["threads"])
         if self._session is None:
             raise RunError("no file is open")
         if message["do"] == "run":
@@ -82,6 +90,10 @@ class Worker:
             return self._time(self._session, message)
         if message["do"] == "count":
             return self._count(self._session, message)
+        if message["do"] == "profile":
+            self._session.prepare(np.load(message["input"]))
+            profile = self._session.profile(message["runs"]).to_dict()
+            return {"facts": self._session.facts(), "profile": profile}
         if message["do"] == "memory":
             return {"peak_bytes": status("VmHWM"), "before_bytes": self._before}
         raise RunError(f"a worker does not know how to {message['do']!r}")

@@ -158,6 +158,11 @@ def probe(candidate: Candidate, target: Target, dataset: Dataset | None, plan: P
         failed = failed_round(error)
         candidate.error, candidate.failure = failed.error, failed.failure
         return
+    choose_input(candidate, dataset, batch)
+
+
+def choose_input(candidate: Candidate, dataset: Dataset | None, batch: int) -> None:
+    """Finds a real input for a file that was opened, or makes one of random numbers; an error if it takes none such."""
     shape = candidate.opened["inputs"][0]["shape"]
     fixed = shape[0] if shape and shape[0] > 0 else None
     if fixed not in (None, batch):

@@ -15,6 +15,7 @@ from edgekit.cli.compress import compress
 from edgekit.cli.demo import demo
 from edgekit.cli.export import export
 from edgekit.cli.inspect import inspect
+from edgekit.cli.layers import layers
 from edgekit.cli.target import app as target
 from edgekit.cli.verify import verify
 from edgekit.errors import EdgekitError
@@ -41,7 +42,8 @@ Examples:
 for command in (inspect, advise, compress, export, verify):
     app.command()(command)
 bench.command()(compare)
-app.add_typer(bench, name="bench", help="Measure files side by side; compare results.")
+bench.command()(layers)
+app.add_typer(bench, name="bench", help="Measure files side by side; compare results; look at layers.")
 app.command()(demo)
 app.add_typer(target, name="target")
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from edgekit.runtimes.profile import Operator, Profile
 from edgekit.runtimes.runtime import Options, RunError, Runtime, Session, TensorSpec
 
 RUNTIME = "edgekit.testing.fake_runtime:FakeRuntime"
@@ -30,7 +31,9 @@ def write_fake(path: Path, **behaviour: Any) -> Path:
         behaviour: ``shape`` of one input, ``scale`` (output = scale × sum of the input), ``latency_ms`` of a run,
             ``echo`` (output = scale × input), ``crash``, ``hang``, ``exit`` (after some words on stderr, with code 3) or
             ``killed`` with the moment (``open`` or ``invoke``), ``allocate_bytes`` while open, ``prints`` (on stdout),
-            ``binary_sha256`` (of the ``.bin`` beside it, checked when it is opened), ``not_honoured``, ``metadata``.
+            ``binary_sha256`` (of the ``.bin`` beside it, checked when it is opened), ``not_honoured``, ``metadata``,
+            ``operators`` (for each its ``name``, ``type``, ``inputs``, ``outputs`` and ``ms``: what ``profile`` tells),
+            ``overhead_ms`` and ``resolution_ms`` of that profile.
     """
     path.write_text(json.dumps(behaviour), encoding="utf-8")
     return path
@@ -108,6 +111,26 @@ class FakeSession(Session):
 
     def results(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return self._y, {"sum": self._y} if self._options.taps else {}
+
+    def profile(self, runs: int) -> Profile:
+        operators = self._behaviour.get("operators")
+        if operators is None:
+            return super().profile(runs)
+        times = [one["ms"] for one in operators]
+        return Profile(
+            operators=tuple(
+                Operator(
+                    name=one["name"], type=one["type"], inputs=tuple(one["inputs"]), outputs=tuple(one["outputs"]),
+                    samples_ms=(one["ms"],) * runs,
+                )
+                for one in operators
+            ),
+            whole_ms=(2 * sum(times),) * runs,
+            profiled_ms=(3 * sum(times),) * runs,
+            method="as the file says",
+            overhead_ms=self._behaviour.get("overhead_ms", 0.0),
+            resolution_ms=self._behaviour.get("resolution_ms", 0.0),
+        )  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekit.benchmark.layers import place_operators
+from edgekit.benchmark.mapping import program_groups
 from edgekit.bundle import Bundle
 from edgekit.errors import ExecutionError, RuntimeUnavailableError
 from edgekit.export.exporter import EXPORTERS, exporter_for
@@ -142,6 +144,33 @@ class RuntimeConformance:
         assert len(timed["samples_ms"]) == 7
         assert min(timed["samples_ms"]) > 0
         assert memory["peak_bytes"] > memory["before_bytes"] > 1 << 20
+
+    def test_every_operator_has_its_time_and_its_layer(self, name: str, opened: tuple[Path, Bundle]) -> None:
+        path, bundle = opened
+        assert bundle.samples is not None
+        with target_for("local") as target, target.worker() as worker:
+            told = worker.open(path, name, Options())
+            try:
+                _, profile = worker.profile(bundle.samples.inputs[:1], 9)
+            except ExecutionError as error:
+                if "can't tell the times of its layers" not in str(error):
+                    raise
+                pytest.skip(f"{name} can't tell the times of its layers, and says so")
+            again = worker.run(bundle.samples.inputs[:1])[0]
+        assert np.isfinite(again).all(), "the session works on"
+        names = [operator.name for operator in profile.operators]
+        assert len(set(names)) == len(names)
+        assert all(len(operator.samples_ms) == 9 for operator in profile.operators)
+        assert all(sample >= 0 for operator in profile.operators for sample in operator.samples_ms)
+        assert len(profile.whole_ms) == len(profile.profiled_ms) == 9
+        assert min(profile.whole_ms) > 0
+        program = program_groups(bundle.module())
+        places = place_operators(program, path, name, told, profile.operators)
+        assert len(places) == len(names)
+        for position, group in enumerate(program.groups):
+            if group.cost.macs:
+                assert position in places, f"no operator computes {group.cost.path}: {names}"
+        assert "(other)" not in places, "an operator has no place"
 
     def test_a_wrong_shape_is_refused_and_the_worker_lives(self, name: str, opened: tuple[Path, Bundle]) -> None:
         path, bundle = opened

@@ -50,6 +50,33 @@ class TargetConformance:
             np.testing.assert_array_equal(worker.run(X)[0], 2 * X.sum(1, keepdims=True))
             assert set(worker.run(X)[1]) == set()
 
+    def test_profiles_a_file(self, target: Target, tmp_path: Path) -> None:
+        operators = [
+            {"name": "a", "type": "Conv", "inputs": ["x"], "outputs": ["y"], "ms": 0.25},
+            {"name": "b", "type": "Relu", "inputs": ["y"], "outputs": ["z"], "ms": 0.5},
+        ]
+        with target.worker() as worker:
+            worker.open(write_fake(tmp_path / "a.fake", operators=operators), RUNTIME, Options())
+            facts, profile = worker.profile(X, 3)
+        assert facts["library"] == "fake"
+        assert [(op.name, op.outputs, op.samples_ms) for op in profile.operators] == [
+            ("a", ("y",), (0.25,) * 3),
+            ("b", ("z",), (0.5,) * 3),
+        ]
+        assert profile.whole_ms == (1.5,) * 3
+
+    def test_a_runtime_without_times_of_layers_says_so(self, target: Target, tmp_path: Path) -> None:
+        with target.worker() as worker:
+            worker.open(write_fake(tmp_path / "a.fake"), RUNTIME, Options())
+            with pytest.raises(ExecutionError, match="can't tell the times of its layers"):
+                worker.profile(X, 3)
+
+    def test_measures_how_fast_memory_is_copied(self, target: Target) -> None:
+        with target.worker() as worker:
+            found = worker.bandwidth(1)
+        assert found["bytes_per_second"] > 1e7
+        assert found["array_bytes"] >= min(4 * found["cache_bytes"], 1 << 20)
+
     def test_every_worker_is_a_fresh_process(self, target: Target, tmp_path: Path) -> None:
         large = write_fake(tmp_path / "large.fake", allocate_bytes=200 << 20)
         small = write_fake(tmp_path / "small.fake")

@@ -15,8 +15,9 @@ from edgekit.files import disk_errors
 # There `edgekit` is these files alone, and a second folder may add to it.
 _PACKAGE = b'__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
 _MODULES = (
-    "worker", "process", "energy", "runtime", "settings", "facts", "onnxruntime", "onnx_graph", "onnx_provider", "tflite",
-    "ncnn", "openvino", "torch",
+    "worker", "process", "energy", "runtime", "settings", "facts", "profile", "peak", "xnnpack_operators", "onnx_graph",
+    "onnx_provider", "openvino",
+    *(f"{prefix}{name}" for name in ("onnxruntime", "tflite", "ncnn", "torch") for prefix in ("", "profile_")),
 )  # fmt: skip
 
 Files = Mapping[str, bytes]

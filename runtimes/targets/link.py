@@ -24,6 +24,7 @@ from edgekit.errors import (
     WorkerTimeoutError,
 )
 from edgekit.files import disk_errors
+from edgekit.runtimes.profile import Profile
 from edgekit.runtimes.runtime import RUNTIMES, Options
 
 START_TIMEOUT_S = 120.0
@@ -189,6 +190,32 @@ class Link:
             )
         counted = [json.loads(line) for line in lines[1:]]
         return facts, [{name: one[name] - counted[0][name] for name in one} for one in counted[1:]]
+
+    def profile(self, x: np.ndarray, runs: int) -> tuple[dict[str, Any], Profile]:
+        """Times each operator on one input.
+
+        Args:
+            x: The input, float32, in the bundle's layout.
+            runs: Profiled runs, after warm-up.
+
+        Returns:
+            The session's facts, and the times.
+
+        Raises:
+            ExecutionError: If the runtime can't tell the times of its layers.
+        """
+        source = self._send_input(x)
+        request = {"do": "profile", "input": self._transfer.name(source), "runs": runs}
+        answer = self._call(request, RUN_TIMEOUT_S)
+        return answer["facts"], Profile.from_dict(answer["profile"])
+
+    def bandwidth(self, threads: int) -> dict[str, Any]:
+        """How fast the machine copies memory: see :func:`edgekit.runtimes.peak.copy_bandwidth`."""
+        return self._call({"do": "bandwidth", "threads": threads}, RUN_TIMEOUT_S)
+
+    def matrix_product(self, size: int, threads: int) -> dict[str, Any]:
+        """How fast NumPy multiplies matrices there: see :func:`edgekit.runtimes.peak.matrix_product`."""
+        return self._call({"do": "matrix product", "size": size, "threads": threads}, RUN_TIMEOUT_S)
 
     def facts(self) -> dict[str, Any]:
         """What the machine tells of itself, and of each runtime whether it can be loaded there."""
