@@ -257,14 +257,16 @@ def low_rank() -> list[str]:
     for name, rows in found.items():
         lines += [
             f"**Half of the MACs of {name} by low rank** (CIFAR-10, float {rows['float_top1']:.2f} %; points lost, paired), "
-            "`python benches/low_rank.py`:",
+            "`python benches/low_rank.py` (CP trained: `--part trained --method cp --learning-rate 0.003`):",
             "",
             "| | MACs × | parameters × | top-1 | points lost |",
             "|---|---|---|---|---|",
         ]
         table = dict(rows["untrained"])
-        if "trained" in rows:
-            table[f"refitted through the ReLU, then `{rows['trained']['steps'][-1]}`"] = rows["trained"]
+        for key in [key for key in rows if key.startswith("trained")]:
+            method = key.removeprefix("trained").strip().upper()
+            first = f"{method} alone" if method else "refitted through the ReLU"
+            table[f"{first}, then `{rows[key]['steps'][-1]}`"] = rows[key]
         for tag, row in table.items():
             lines.append(
                 f"| {tag} | {row['macs_ratio']:.2f} | {row['parameters_ratio']:.2f} | {row['top1']:.2f} % | "
