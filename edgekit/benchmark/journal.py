@@ -63,7 +63,7 @@ class FolderJournal:
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 entry = json.loads(line)
                 known = entry["round"]
-                lists = {name: tuple(known.pop(name)) for name in ("samples_ms", "instructions")}
+                lists: dict[str, Any] = {name: tuple(known.pop(name)) for name in ("samples_ms", "instructions")}
                 self._known[entry["cell"], entry["number"]] = Round(**known, **lists)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -155,7 +155,12 @@ def bench(
         memory_limit_bytes=options.size(memory_limit, "--memory-limit"), **given,
     )  # fmt: skip
     limit = options.share(fail_if_slower, "--fail-if-slower")
-    chosen = {"runtimes": runtime or (), "threads": tuple(threads or (1,)), "plan": plan, "target": target}
+    chosen: dict[str, Any] = {
+        "runtimes": runtime or (),
+        "threads": tuple(threads or (1,)),
+        "plan": plan,
+        "target": target,
+    }
     if sustained is not None:
         with render.progress_bar() as progress:
             curves = sustain(items, sustained, output=output, progress=progress, **chosen)
