@@ -101,7 +101,7 @@ def forecast_of(module: GraphModule, target: str) -> dict[str, Any]:
 
 
 def _torch() -> Forecast:
-    return Forecast("torch", "slower", "int8 is simulated there: float arithmetic with rounding between")
+    return Forecast("torch", "slower", "int8 is simulated there, unless it is compiled (precision=int8)")
 
 
 def _x86_onnxruntime(flags: set[str], depthwise: float, macs: int) -> Forecast:
