@@ -140,16 +140,20 @@ def layers() -> list[str]:
             f"| {name} | MACs | {' | '.join(NAMES[runtime] for runtime in runtimes)} |",
             "|---|---|" + "---|" * len(runtimes),
         ]
+        # Of the medians' sum: whole runs may have been interrupted.
+        summed = {
+            runtime: sum(row["runtimes"][runtime]["ms"] for row in network["kinds"].values()) for runtime in runtimes
+        }
         for kind, row in network["kinds"].items():
-            cells = [_time_and_roof(row["runtimes"][runtime], network["runtimes"][runtime]) for runtime in runtimes]
+            cells = [_time_and_roof(row["runtimes"][runtime], summed[runtime]) for runtime in runtimes]
             lines.append(f"| {kind} | {100 * row['macs'] / total:.0f} % | {' | '.join(cells)} |")
         wholes = [f"{network['runtimes'][runtime]['whole_ms']:.3g} ms" for runtime in runtimes]
         lines.append(f"| whole, unprofiled | | {' | '.join(wholes)} |")
     return lines
 
 
-def _time_and_roof(times: dict[str, float], whole: dict[str, float]) -> str:
-    share = f"{100 * times['ms'] / whole['sum_ms']:.0f} %"
+def _time_and_roof(times: dict[str, float], total_ms: float) -> str:
+    share = f"{100 * times['ms'] / total_ms:.0f} %"
     return (
         f"{share} ({100 * times['attainable_ms'] / times['ms']:.0f} %)"
         if times["ms"] and times["attainable_ms"]

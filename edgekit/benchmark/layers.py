@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.benchmark.candidates import Candidate, choose_input, list_candidates
+from edgekit.benchmark.clues import place_operators, record_beside
 from edgekit.benchmark.layers_result import LayerCell, LayerColumn, LayerRow, LayersResult, LayerTable
-from edgekit.benchmark.mapping import Group, Program, clues_of, map_nodes, map_operators, program_groups
+from edgekit.benchmark.mapping import Group, Program, program_groups
 from edgekit.benchmark.roofline import Roofline, best_of, measure_roofline, refuse_emulated
 from edgekit.compress.step import no_progress
 from edgekit.errors import ExecutionError, UsageError
 from edgekit.runtimes.choice import named
-from edgekit.runtimes.profile import Operator, Profile
-from edgekit.runtimes.profile_onnxruntime import executed_nodes
-from edgekit.runtimes.runtime import Options, RunError
+from edgekit.runtimes.profile import Profile
+from edgekit.runtimes.runtime import Options
 from edgekit.runtimes.targets.target import Target, target_for
 
 if TYPE_CHECKING:
@@ -264,52 +263,6 @@ def _strangers(candidate: Candidate, profile: Profile | None, error: str) -> Lay
     return LayerTable(name=candidate.cell.label, rows=tuple(rows), columns=(column,))
 
 
-def place_operators(
-    program: Program, path: Path, runtime: str, opened: Mapping[str, Any], operators: Sequence[Operator]
-) -> list[int | str]:
-    """For each operator of an exported file, or of a bundle's own program, what it computes.
-
-    Args:
-        program: The bundle's groups.
-        path: The file, with its proof's record beside it, or the bundle.
-        runtime: That executed it.
-        opened: What the worker told when it opened the file: ``inputs`` and ``outputs``.
-        operators: As executed.
-
-    Returns:
-        The position of a group, or the bracketed name of where else it is put; one for each operator.
-    """
-    if runtime == "torch":
-        return map_nodes(program, operators)
-    named_inputs = {spec["name"] for spec in opened["inputs"]}
-    # TFLite's tensors are called NAME#NUMBER where they stand beside others.
-    inputs = {t for op in operators for t in op.inputs if t.partition("#")[0] in named_inputs} | named_inputs
-    clues = clues_of(program, _record(path), _nodes(path), [spec["name"] for spec in opened["outputs"]])
-    return map_operators(program, operators, inputs, clues)
-
-
-def _record(path: Path) -> dict[str, Any]:
-    from edgekit.export.run import record_of
-
-    place = record_of(path)
-    if not place.is_file():
-        return {}
-    try:
-        found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{place} is damaged: {error}", "Export the file again.") from error
-    return found
-
-
-def _nodes(path: Path) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
-    if path.suffix != ".onnx":
-        return []
-    try:
-        return executed_nodes(str(path))
-    except RunError as error:
-        raise UsageError(str(error), "Give another file.") from error
-
-
 class _Weighing:
     """What a layer reads and writes in one file, and what that takes at the roofline."""
 
@@ -320,7 +273,7 @@ class _Weighing:
         self._activation_bits = activation_bits(module) if precision == "int8" else 32
         # PyTorch computes an int8 program in float, with the integers' values.
         self._simulated = candidate.cell.runtime == "torch" and precision == "int8"
-        notes = _record(candidate.cell.path).get("lowering", ()) if candidate.cell.path.is_file() else ()
+        notes = record_beside(candidate.cell.path).get("lowering", ()) if candidate.cell.path.is_file() else ()
         self._in_float = {note.partition(" computes in float")[0] for note in notes if " computes in float" in note}
 
     def _is_integer(self, group: Group) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -272,65 +271,3 @@ def _likeliest(program: Program, kind: str, upstream: frozenset[int], taken: set
 
 def _elsewhere(kind: str) -> str:
     return {"layout": LAYOUT, "quantize": QUANTIZE, "slice": LAYOUT, "pad": LAYOUT}.get(kind, OTHER)
-
-
-def clues_of(program: Program, record: Mapping[str, Any], nodes: Sequence[tuple[str, str, Sequence[str], Sequence[str]]],
-             outputs: Sequence[str]) -> dict[str, int]:  # fmt: skip
-    """What tells a file's multiplying operators apart.
-
-    Args:
-        program: The groups.
-        record: Of the file's proof; empty for none.
-        nodes: Name, type, inputs and outputs of each node of the file itself, before the runtime's passes; empty where
-            the runtime keeps the names.
-        outputs: Names of the file's outputs.
-
-    Returns:
-        Positions of groups by names of tensors, weights and nodes.
-    """
-    clues: dict[str, int] = {}
-    proved = record.get("layers", ())
-    if [entry["layer"] for entry in proved] != program.paths:
-        proved = ()
-    maker = {tensor: node for node in nodes for tensor in node[3]}
-    for entry, place in zip(proved, program.weighted, strict=False):
-        # A proof calls the tensor that a runtime hands out at the end "output", whatever the file calls it.
-        for tensor in [entry["tensor"], *(outputs if entry["tensor"] == "output" else ())]:
-            clues.setdefault(tensor, place)
-            node = maker.get(tensor)
-            while node is not None and kind_of(node[1]) != "multiply":
-                node = maker.get(node[2][0]) if node[2] else None
-            if node is not None:
-                clues |= dict.fromkeys((node[0], *node[3]), place)
-    readers: dict[str, set[int]] = {}
-    for name, kind, read, written in nodes:
-        mine = clues.get(name)
-        if mine is not None and kind_of(kind) == "multiply":
-            for constant in _constants(read[1:], maker):
-                readers.setdefault(constant, set()).add(mine)
-            _follow(written, nodes, mine, clues)
-    clues |= {constant: next(iter(places)) for constant, places in readers.items() if len(places) == 1}
-    return clues
-
-
-def _constants(tensors: Sequence[str], maker: Mapping[str, Any]) -> list[str]:
-    """The constants behind a node's weights, through their casts and dequantization."""
-    found = []
-    waiting = list(tensors)
-    while waiting:
-        tensor = waiting.pop()
-        found.append(tensor)
-        if tensor in maker:
-            waiting += list(maker[tensor][2])
-    return found
-
-
-def _follow(tensors: Sequence[str], nodes: Sequence[Any], place: int, clues: dict[str, int]) -> None:
-    """Activations and quantizers behind a node: a fused operator is called after the last of them."""
-    current = set(tensors)
-    for name, kind, read, written in nodes:
-        if read and read[0] in current and kind_of(kind) in ("activation", "quantize"):
-            clues.setdefault(name, place)
-            for tensor in written:
-                clues.setdefault(tensor, place)
-            current |= set(written)

@@ -37,11 +37,6 @@ def layers(
 ) -> None:
     """Time every layer in every runtime, and set it beside what the machine could do.
 
-    A row is a layer of the bundle's program, with the batch norm and activation that runtimes merge into it; MACs are for
-    one input, and bytes are what it reads and writes. A cell is its time in ms and its share of the roofline: how long the
-    same MACs and bytes would take at the speed of a large matrix product and of a copy in memory, both measured on that
-    machine first.
-
     Examples:
 
       edgekit bench layers small
@@ -49,6 +44,10 @@ def layers(
       edgekit bench layers small --runtime onnxruntime --runtime tflite --top 10
 
       edgekit bench layers small/exports/model.onnx --threads 2 --target ssh:pi@raspberrypi --json
+
+    A row is a layer of the bundle's program, with the batch norm and activation that runtimes merge into it; MACs are for
+    one input, bytes are what it reads and writes. A cell is its time in ms and its share of the roofline: how long the same
+    MACs and bytes would take at the speed of a large matrix product and of a copy in memory, both measured on that machine.
     """
     from edgekit.benchmark.layers import profile_layers
     from edgekit.cli import render

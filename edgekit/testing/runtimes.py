@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.benchmark.layers import place_operators
+from edgekit.benchmark.clues import place_operators
 from edgekit.benchmark.mapping import program_groups
 from edgekit.bundle import Bundle
 from edgekit.errors import ExecutionError, RuntimeUnavailableError
