@@ -6,12 +6,15 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from .runtime import Options, RunError, Runtime, Session, TensorSpec, first_line, from_file_tensor, to_file_input, wants
 from .settings import Lacking, UnusableError, read
+
+if TYPE_CHECKING:
+    from .profile import Profile
 
 _DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 _INSTALL = "pip install openvino"
@@ -89,7 +92,7 @@ class OpenvinoSession(Session):
     def __init__(self, path: str, options: Options) -> None:
         import openvino
 
-        self._options, self._openvino = options, openvino
+        self._path, self._options, self._openvino = path, options, openvino
         self._chosen = read(OpenvinoSettings, options.extra, "openvino")
         device = self._chosen.device
         if device != "cpu" and (lacking := _lacking(device)) is not None:
@@ -168,6 +171,14 @@ class OpenvinoSession(Session):
             "integer_weights": self._integer_weights,
             "not_honoured": not_honoured,
         }
+
+    def profile(self, runs: int) -> Profile:
+        from .profile_openvino import profile
+
+        asked = {**self._asked(), "PERF_COUNT": True}
+        counted = self._openvino.Core().compile_model(self._path, _DEVICES[self._chosen.device], asked)
+        tensor = self._openvino.Tensor(self._array, shared_memory=True)
+        return profile(counted, self._request, tensor, runs)
 
     def _property(self, name: str) -> Any:
         """A property of the compiled model; None where its device does not tell it."""

@@ -23,7 +23,7 @@ LAYOUT, QUANTIZE, OTHER = "(layout)", "(quantize)", "(other)"
 _INPUT = -1
 # First match decides: QLinearConv multiplies, QuantizeLinear does not.
 _KINDS = (
-    ("quantize", r"^(de)?quantize|^(quantized_decomposed\.)?(de)?quantize|^convert|^requantize|^dynamicquantize"),
+    ("quantize", r"^(de)?quantize|^(quantized_decomposed\.)?(de)?quantize|^convert|^requantize|^dynamicquantize|^fakequantize"),
     ("multiply", r"conv|gemm|matmul|matrix multiply|attention|fully.?connected|innerproduct|^linear|^bmm|^mm\b|addmm|lstm|gru"),
     ("activation", r"relu|clamp|clip|sigmoid|swish|gelu|silu|tanh|^elu|logistic|prelu"),
     ("pool", r"pool|mean|reduce|reduction|^sum"),

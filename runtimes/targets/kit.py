@@ -16,8 +16,8 @@ from edgekit.files import disk_errors
 _PACKAGE = b'__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
 _MODULES = (
     "worker", "process", "energy", "runtime", "settings", "facts", "profile", "peak", "xnnpack_operators", "onnx_graph",
-    "onnx_provider", "openvino",
-    *(f"{prefix}{name}" for name in ("onnxruntime", "tflite", "ncnn", "torch") for prefix in ("", "profile_")),
+    "onnx_provider",
+    *(f"{prefix}{name}" for name in ("onnxruntime", "tflite", "ncnn", "openvino", "torch") for prefix in ("", "profile_")),
 )  # fmt: skip
 
 Files = Mapping[str, bytes]
