@@ -71,7 +71,10 @@ def torch_loop(path, x, threads):
 def openvino_loop(path, x, threads):
     import openvino
 
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    settings = {
+        "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+    }  # fmt: skip
     request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
     request.set_input_tensor(openvino.Tensor(x))
     return request.infer
