@@ -1,6 +1,6 @@
 """Whether the harness tells the truth, and whether it tells the same again.
 
-    python benches/harness.py truth [--work runs/harness] [--rounds 8]
+    python benches/harness.py truth [--work runs/harness] [--rounds 8] [--runtime NAME …]
     python benches/harness.py repeat [--work runs/harness] [--times 10] [--rounds 8]
 
 ``truth``: the median of `edgekit bench` against a bare loop over each runtime's own interface (bare_loops.py, no line of
@@ -62,11 +62,13 @@ def _written(bundle: Bundle, format: str, folder: Path) -> Path:
     return path
 
 
-def truth(work: Path, rounds: int) -> dict[str, Any]:
+def truth(work: Path, rounds: int, runtimes: list[str], before: dict[str, Any]) -> dict[str, Any]:
     """Ours against a bare loop, and the harness by itself."""
     plan = Plan(rounds=3, runs=20, seconds=0.5)
-    rows = {}
+    rows = dict(before)
     for (name, runtime), (path, x) in files(work).items():
+        if runtime not in (runtimes or [runtime]):
+            continue
         source = work / "input.npy"
         # NHWC where the file takes it so.
         np.save(source, np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if runtime == "tflite" else x)
@@ -184,6 +186,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/harness"))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--runtime", action="append", help="for truth, these alone; the others' rows stay")
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -191,7 +194,8 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
     found = json.loads(arguments.result.read_text()) if arguments.result.is_file() else {}
     if arguments.what == "truth":
-        found["truth"] = truth(arguments.work, arguments.rounds)
+        before = found.get("truth", {}).get("against_bare_loops", {})
+        found["truth"] = truth(arguments.work, arguments.rounds, arguments.runtime or [], before)
     else:
         found["repeat"] = repeat(arguments.work, arguments.times, arguments.rounds)
     write_json(arguments.result, {**found, "target": LocalTarget().describe(), "versions": versions()})
