@@ -16,25 +16,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.cache import alone, cache_folder
-from edgekit.errors import PackagesError, TargetError, UnknownNameError
-from edgekit.files import atomic_folder, size_on_disk, write_json
-from edgekit.runtimes.targets import debian
+from edgekit.cache import alone
+from edgekit.errors import TargetError, UnknownNameError
+from edgekit.files import atomic_folder, size_on_disk
+from edgekit.runtimes.targets import debian, emulated_site
 from edgekit.runtimes.targets.emulated_cpus import ARM64, CORES, CPUS, Architecture
+from edgekit.runtimes.targets.emulated_site import base, folder_of, name_of, python_of, without
 
-_PIP_S, _TRY_S = 3600, 300
-_NOT_THERE = "No matching distribution found"
+_TRY_S = 300
 _TRY = """
 import importlib, json, platform, sys
 found = {"machine": platform.machine(), "python": platform.python_version()}
@@ -93,11 +91,11 @@ def checked_cpu(name: str) -> str:
 
 def missing(architecture: Architecture = ARM64) -> list[str]:
     """What set-up has still to make, in words; empty when the root is whole."""
-    folder = _folder(architecture)
+    folder = folder_of(architecture)
     found = [] if _qemu(architecture) else ["qemu-user"]
-    if _python(folder) is None:
+    if python_of(folder) is None:
         found.append(f"an {architecture.name} root with Python")
-    if not _site_fits(architecture):
+    if not emulated_site.fits(architecture):
         found.append(f"the runtimes' {architecture.name} wheels in the versions installed here")
     if not _cpus_fit(architecture):
         found.append("the CPUs' roots")
@@ -110,7 +108,7 @@ def root(architecture: Architecture = ARM64) -> Root:
     Raises:
         TargetError: If it is not set up.
     """
-    folder = _folder(architecture)
+    folder = folder_of(architecture)
     lacking = missing(architecture)
     if lacking:
         raise TargetError(
@@ -118,16 +116,10 @@ def root(architecture: Architecture = ARM64) -> Root:
             f"Run: edgekit target setup {architecture.setup}  "
             f"(apt-get, dpkg-deb, pip and the network; {architecture.size}; no root rights)",
         )
-    python, qemu = _python(folder), _qemu(architecture)
+    python, qemu = python_of(folder), _qemu(architecture)
     assert python is not None
     assert qemu is not None
     return Root(folder, qemu, python)
-
-
-def without(architecture: Architecture) -> tuple[str, ...]:
-    """The optional wheels that the index did not have when the root was set up."""
-    record = _folder(architecture) / "site" / "edgekit.json"
-    return tuple(json.loads(record.read_text(encoding="utf-8")).get("without", ())) if record.is_file() else ()
 
 
 def setup(progress: debian.Progress, architecture: Architecture = ARM64) -> dict[str, Any]:
@@ -142,35 +134,23 @@ def setup(progress: debian.Progress, architecture: Architecture = ARM64) -> dict
         TargetError: If something is missing on this machine or can't be fetched, or the root does not run.
     """
     with alone("emulated"):
-        folder = _folder(architecture)
+        folder = folder_of(architecture)
         if _qemu(architecture) is None:
-            debian.unpack(("qemu-user",), debian.host_architecture(), _base() / "qemu", progress)
-        if _python(folder) is None:
+            debian.unpack(("qemu-user",), debian.host_architecture(), base() / "qemu", progress)
+        if python_of(folder) is None:
             debian.unpack(
                 architecture.packages, architecture.debian, folder / "root", progress,
                 suite=architecture.suite, links=architecture.links,
             )  # fmt: skip
-        if not _site_fits(architecture):
-            _fill_site(architecture, progress)
+        if not emulated_site.fits(architecture):
+            emulated_site.fill(architecture, progress)
         if not _cpus_fit(architecture):
             _make_cpus(architecture)
         progress(0, 1, "trying the runtimes under emulation")
         versions = _tried(root(architecture), architecture)
         progress(1, 1, "trying the runtimes under emulation")
-    versions |= {_name(wheel): f"has no wheel for {architecture.name}" for wheel in without(architecture)}
+    versions |= {name_of(wheel): f"has no wheel for {architecture.name}" for wheel in without(architecture)}
     return {"folder": str(folder), "size_bytes": size_on_disk(folder), "versions": versions}
-
-
-def _base() -> Path:
-    return cache_folder() / "emulated"
-
-
-def _folder(architecture: Architecture) -> Path:
-    return _base() / architecture.folder
-
-
-def _name(wheel: str) -> str:
-    return wheel.partition("==")[0]
 
 
 def _qemu(architecture: Architecture) -> tuple[str, ...] | None:
@@ -178,7 +158,7 @@ def _qemu(architecture: Architecture) -> tuple[str, ...] | None:
     # A static build has no plugins, and so no instruction counts.
     if found and _takes_plugins(found):
         return (found,)
-    own = _base() / "qemu"
+    own = base() / "qemu"
     return tuple(debian.host_program(own, f"usr/bin/{architecture.qemu}")) if own.is_dir() else None
 
 
@@ -190,85 +170,20 @@ def _takes_plugins(program: str) -> bool:
     return False
 
 
-def _python(folder: Path) -> Path | None:
-    return next(iter((folder / "root" / "usr" / "bin").glob("python3.[0-9]*[0-9]")), None)
-
-
-def _requirement(wheel: str) -> str:
-    """A wheel in the version that is installed here, so that host and target compute with the same code."""
-    try:
-        return wheel if "==" in wheel else f"{wheel}=={importlib.metadata.version(wheel)}"
-    except importlib.metadata.PackageNotFoundError:
-        return wheel
-
-
-def _requirements(architecture: Architecture) -> list[str]:
-    return [_requirement(wheel) for wheel in architecture.wheels]
-
-
-def _site_fits(architecture: Architecture) -> bool:
-    record = _folder(architecture) / "site" / "edgekit.json"
-    return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["wheels"] == _requirements(architecture)
-
-
-def _fill_site(architecture: Architecture, progress: debian.Progress) -> None:
-    folder = _folder(architecture)
-    python = _python(folder)
-    assert python is not None
-    title = f"fetching the runtimes' {architecture.name} wheels"
-    optional = [_requirement(wheel) for wheel in architecture.optional]
-    wheels = [wheel for wheel in _requirements(architecture) if wheel not in optional]
-    missed = []
-    progress(0, 1, title)
-    with atomic_folder(folder / "site") as partial:
-        words = [
-            sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--no-input",
-            "--disable-pip-version-check", "--only-binary=:all:", "--implementation", "cp",
-            "--python-version", python.name.removeprefix("python"), "--target", str(partial),
-            *(f"--platform={name}_{architecture.name}" for name in architecture.glibc),
-        ]  # fmt: skip
-        said = _pip([*words, *wheels])
-        if said:
-            raise PackagesError(
-                f"pip could not fetch the {architecture.name} wheels: {said[-1][:300]}",
-                "It needs pip in this environment, and a package index that has wheels for "
-                f"manylinux {architecture.name}.",
-            )
-        for wheel in optional:
-            said = _pip([*words, wheel])
-            # The others came, so the index was there: what it does not have, nobody published.
-            if said and not said[-1].startswith(f"ERROR: {_NOT_THERE}"):
-                raise PackagesError(f"pip could not fetch {wheel}: {said[-1][:300]}", "The same command goes on.")
-            missed += [wheel] if said else []
-        write_json(partial / "edgekit.json", {"wheels": _requirements(architecture), "without": missed})
-    progress(1, 1, title)
-
-
-def _pip(words: Sequence[str]) -> list[str]:
-    """What pip said of its errors, in lines; nothing if it had none."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_PIP_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise PackagesError(f"pip did not finish in {_PIP_S} s", "Is the network up? The command goes on.") from error
-    if not done.returncode:
-        return []
-    return [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
-
-
 def _cpus_digest(architecture: Architecture) -> str:
     described = json.dumps([(name, cpu.cpuinfo()) for name, cpu in CPUS.items() if cpu.architecture is architecture])
-    entries = sorted(os.listdir(_folder(architecture) / "root"))
+    entries = sorted(os.listdir(folder_of(architecture) / "root"))
     return hashlib.sha256((described + str(entries)).encode()).hexdigest()
 
 
 def _cpus_fit(architecture: Architecture) -> bool:
-    folder = _folder(architecture)
+    folder = folder_of(architecture)
     record = folder / "cpus" / "made"
     return record.is_file() and (folder / "root").is_dir() and record.read_text() == _cpus_digest(architecture)
 
 
 def _make_cpus(architecture: Architecture) -> None:
-    folder = _folder(architecture)
+    folder = folder_of(architecture)
     with atomic_folder(folder / "cpus") as partial:
         for name, cpu in CPUS.items():
             if cpu.architecture is not architecture:
@@ -289,7 +204,7 @@ def _make_cpus(architecture: Architecture) -> None:
 
 
 def _tried(made: Root, architecture: Architecture) -> dict[str, str]:
-    lacking = {_name(wheel) for wheel in without(architecture)}
+    lacking = {name_of(wheel) for wheel in without(architecture)}
     modules = [module for wheel, module in architecture.modules.items() if wheel not in lacking]
     words = made.command(architecture.example, ["-c", _TRY, *modules])
     try:

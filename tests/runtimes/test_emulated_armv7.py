@@ -15,7 +15,7 @@ from edgekit.compress.pipeline import compress
 from edgekit.export.run import export
 from edgekit.runtimes.measure import Plan
 from edgekit.runtimes.runtime import Options, runtime_of_file
-from edgekit.runtimes.targets import emulated_root, instructions
+from edgekit.runtimes.targets import emulated_root, emulated_site, instructions
 from edgekit.runtimes.targets.check import check
 from edgekit.runtimes.targets.emulated_cpus import ARMV7
 from edgekit.runtimes.targets.link import COUNTS, MARK
@@ -51,7 +51,7 @@ def test_what_runs_there_and_what_has_no_wheel() -> None:
     assert found.runtimes["ncnn"]["usable"]
     assert found.runtimes["tflite"]["version"] == "tflite-runtime 2.14.0"
     assert "no wheel of it for 32-bit ARM" in found.runtimes["onnxruntime"]["install"]
-    assert [wheel.partition("==")[0] for wheel in emulated_root.without(ARMV7)] == ["onnxruntime"]
+    assert [wheel.partition("==")[0] for wheel in emulated_site.without(ARMV7)] == ["onnxruntime"]
 
 
 @pytest.fixture(scope="module")

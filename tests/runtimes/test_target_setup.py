@@ -15,7 +15,7 @@ from edgekit.cache import cache_folder
 from edgekit.errors import PackagesError, TargetError, UsageError
 from edgekit.runtimes.facts import cpu_facts
 from edgekit.runtimes.onnxruntime import OnnxRuntime
-from edgekit.runtimes.targets import debian, emulated_root, instructions, kit
+from edgekit.runtimes.targets import debian, emulated_root, emulated_site, instructions, kit
 from edgekit.runtimes.targets.check import kinds
 from edgekit.runtimes.targets.emulated_cpus import ARMV7, CPUS
 from edgekit.runtimes.targets.link import COUNTS, Link, SameDisk
@@ -111,18 +111,18 @@ def test_a_wheel_that_the_index_has_not_is_left_out_and_told(broken: Path, monke
         asked.append(words)
         return [said[name] for name in said if words[-1].startswith(name)]
 
-    monkeypatch.setattr(emulated_root, "_pip", pip)
+    monkeypatch.setattr(emulated_site, "_pip", pip)
     with pytest.raises(PackagesError, match=r"could not fetch onnxruntime.*: ERROR: Connection broken"):
-        emulated_root._fill_site(ARMV7, lambda done, total, text: None)
+        emulated_site.fill(ARMV7, lambda done, total, text: None)
     assert not (folder / "site").exists()
     said["onnxruntime"] = "ERROR: No matching distribution found for onnxruntime"
-    emulated_root._fill_site(ARMV7, lambda done, total, text: None)
-    assert [name.partition("==")[0] for name in emulated_root.without(ARMV7)] == ["onnxruntime"]
+    emulated_site.fill(ARMV7, lambda done, total, text: None)
+    assert [name.partition("==")[0] for name in emulated_site.without(ARMV7)] == ["onnxruntime"]
     assert emulated_root.missing(ARMV7) == ["qemu-user", "the CPUs' roots"]
     assert "--platform=manylinux_2_31_armv7l" in asked[0]
     said["ncnn"] = "ERROR: No matching distribution found for ncnn"
     with pytest.raises(PackagesError, match="could not fetch the armv7l wheels"):
-        emulated_root._fill_site(ARMV7, lambda done, total, text: None)
+        emulated_site.fill(ARMV7, lambda done, total, text: None)
 
 
 def test_the_line_that_installs_a_runtime_is_the_machine_s(monkeypatch: pytest.MonkeyPatch) -> None:
