@@ -12,7 +12,8 @@ from typing import Any
 # What decides which kernels a runtime takes; the whole list has a hundred names.
 _FLAGS_THAT_MATTER = (
     "sse4_1", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16",
-    "avx512_fp16", "amx_int8", "amx_bf16", "avx512_vpopcntdq", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
+    "avx512_fp16", "amx_int8", "amx_bf16", "avx512_vpopcntdq", "neon", "vfpv4",
+    "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 # Implementer 0x41 is Arm; the numbers are in each core's Technical Reference Manual (MIDR_EL1).
 _ARM_PARTS = {

@@ -65,6 +65,9 @@ class OnnxRuntime(Runtime):
     name: ClassVar[str] = "onnxruntime"
     suffix: ClassVar[str] = ".onnx"
     install: ClassVar[str] = "pip install onnxruntime"
+    install_on: ClassVar[Mapping[str, str]] = {
+        "armv7l": "there is no wheel of it for 32-bit ARM: build it from its sources, or take a .tflite or ncnn file there"
+    }
     settings: ClassVar[type] = OnnxRuntimeSettings
 
     def version(self) -> str:

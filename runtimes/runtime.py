@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import importlib
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -202,6 +203,8 @@ class Runtime(abc.ABC):
     name: ClassVar[str]
     suffix: ClassVar[str]
     install: ClassVar[str]
+    install_on: ClassVar[Mapping[str, str]] = {}
+    """What to do instead, by the machine (``platform.machine()``): where ``install`` finds no wheel."""
     settings: ClassVar[type] = NoSettings
     """A frozen dataclass of what can be set beside the threads; every field has a default."""
 
@@ -234,7 +237,8 @@ class Runtime(abc.ABC):
         try:
             return Availability(True, self.version())
         except Exception as error:
-            return Availability(False, "", f"{type(error).__name__}: {error}", self.install)
+            install = self.install_on.get(platform.machine(), self.install)
+            return Availability(False, "", f"{type(error).__name__}: {error}", install)
 
 
 def runtime_for(name: str) -> Runtime:

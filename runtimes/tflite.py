@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,6 +48,7 @@ class TfliteRuntime(Runtime):
     name: ClassVar[str] = "tflite"
     suffix: ClassVar[str] = ".tflite"
     install: ClassVar[str] = "pip install ai-edge-litert"
+    install_on: ClassVar[Mapping[str, str]] = {"armv7l": "pip install tflite-runtime"}
     settings: ClassVar[type] = TfliteSettings
 
     def version(self) -> str:

@@ -27,11 +27,22 @@ def realdata() -> Path:
 @pytest.fixture(scope="session")
 def emulated_root() -> None:
     """The emulated root, made in the cache folder where it is not yet; skipped, in so many words, where it can't be."""
-    from edgekit.errors import PackagesError
-    from edgekit.runtimes.targets import emulated_root as root
+    _set_up("")
 
+
+@pytest.fixture(scope="session")
+def emulated_armv7_root() -> None:
+    """The root of the emulated 32-bit CPUs, likewise."""
+    _set_up("cortex-a7")
+
+
+def _set_up(place: str) -> None:
+    from edgekit.errors import PackagesError
+    from edgekit.runtimes.targets.target import target_kind
+
+    kind = target_kind("emulated")
     try:
-        if root.missing():
-            root.setup(lambda done, total, text: None)
+        if kind.lacking(place)[0]:
+            kind.setup(lambda done, total, text: None, place)
     except PackagesError as error:
         pytest.skip(f"no emulated root: {error.what}")

@@ -50,7 +50,10 @@ def list_targets(as_json: options.AsJson = False) -> None:
 
 @app.command()
 def setup(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="The kind of target: emulated.", show_default=False)],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help="The kind of target, or one: emulated, emulated:CPU.", show_default=False),
+    ],
     as_json: options.AsJson = False,
 ) -> None:
     """Make what a kind of target needs on this machine; what is there is kept, and a cut-off set-up goes on.
@@ -59,14 +62,17 @@ def setup(
 
       edgekit target setup emulated
 
+      edgekit target setup emulated:cortex-a7
+
     It lies in ~/.cache/edgekit, or where EDGEKIT_CACHE says, needs no root rights, and can be deleted at any time.
     """
     from edgekit.cli import render
     from edgekit.runtimes.targets.target import target_kind
 
-    chosen = target_kind(kind)
+    name, _, place = kind.partition(":")
+    chosen = target_kind(name)
     with render.progress_bar() as progress:
-        made = chosen.setup(progress)
+        made = chosen.setup(progress, place)
     if as_json:
         render.print_json(made)
         return

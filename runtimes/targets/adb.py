@@ -69,7 +69,7 @@ class AdbTarget(RemoteTarget):
         return cls(AdbConnection(place))
 
     @classmethod
-    def lacking(cls) -> tuple[str, str]:
+    def lacking(cls, place: str = "") -> tuple[str, str]:
         return ("", "") if shutil.which("adb") else ("there is no adb on the PATH", "Install Android's platform tools.")
 
     def describe(self) -> dict[str, Any]:

@@ -68,11 +68,16 @@ def check(name: str) -> Check:
 
 
 def kinds() -> list[dict[str, str]]:
-    """Every kind of target: ``kind``, ``summary``, ``example``, and ``problem`` and ``remedy`` where it can't be used yet."""
+    """Every kind of target, and its families: ``kind`` (as set-up takes it), ``summary``, ``example``, and ``problem`` and
+    ``remedy`` where it can't be used yet."""
     found = []
     for name in TARGETS:
         kind = target_kind(name)
-        problem, remedy = kind.lacking()
-        entry = {"kind": name, "summary": kind.summary, "example": kind.example, "problem": problem, "remedy": remedy}
-        found.append(entry)
+        found.append(_entry(name, kind.summary, kind.example, kind.lacking()))
+        for place, summary in kind.families.items():
+            found.append(_entry(f"{name}:{place}", summary, f"{name}:{place}", kind.lacking(place)))
     return found
+
+
+def _entry(kind: str, summary: str, example: str, lacking: tuple[str, str]) -> dict[str, str]:
+    return {"kind": kind, "summary": summary, "example": example, "problem": lacking[0], "remedy": lacking[1]}

@@ -10,9 +10,10 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from edgekit.cache import cache_folder
 from edgekit.errors import PackagesError
@@ -56,8 +57,11 @@ def needed() -> None:
             )
 
 
-def source() -> Source:
+def source(release: str = "") -> Source:
     """The mirror and release that this machine's apt is set to, unless EDGEKIT_DEBIAN_MIRROR and _SUITE say otherwise.
+
+    Args:
+        release: To take, rather than this machine's.
 
     Raises:
         PackagesError: If apt knows no Debian release and none is named.
@@ -71,7 +75,7 @@ def source() -> Source:
     for line in listed.splitlines():
         origin, address, name = line.split("|")
         if origin == "Debian" and not name.endswith(("-security", "-updates", "-backports")):
-            return Source(mirror or address, suite or name)
+            return Source(mirror or address, suite or release or name)
     raise PackagesError(
         "apt on this machine is not set to a Debian release",
         f"Name one: {MIRROR}=ADDRESS of a mirror (debian.org/mirror/list) and {SUITE}=bookworm; its keys come with the "
@@ -87,22 +91,32 @@ def host_architecture() -> str:
     return _ARCHITECTURES[machine]
 
 
-def unpack(packages: Sequence[str], architecture: str, folder: Path, progress: Progress) -> None:
+def unpack(
+    packages: Sequence[str],
+    architecture: str,
+    folder: Path,
+    progress: Progress,
+    *,
+    suite: str = "",
+    links: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Makes ``folder`` hold packages with all that they depend on.
 
     Killed, the next call goes on with what was downloaded; the folder takes its name when it is whole.
 
     Args:
         packages: Debian's names.
-        architecture: ``arm64``, ``amd64``.
+        architecture: ``arm64``, ``armhf``, ``amd64``.
         folder: Where; replaced if it exists.
         progress: Told how far it has come.
+        suite: The Debian release; this machine's if empty.
+        links: What the packages' scripts would link: place in the folder, and what it points to.
 
     Raises:
         PackagesError: If apt is missing or can't reach its mirror, with apt's own words.
     """
     needed()
-    where = source()
+    where = source(suite)
     work = cache_folder() / "downloads" / f"{folder.name}-{architecture}"
     options = _private(where, architecture, work)
     title = f"fetching {', '.join(packages)} ({architecture})"
@@ -114,6 +128,8 @@ def unpack(packages: Sequence[str], architecture: str, folder: Path, progress: P
         for position, archive in enumerate(archives):
             progress(position, len(archives), title)
             _run(["dpkg-deb", "--extract", str(archive), str(partial)], _UNPACK_S)
+        for place, goal in links.items():
+            (partial / place).symlink_to(goal)
     progress(len(archives), len(archives), title)
     shutil.rmtree(work, ignore_errors=True)
 

@@ -1,14 +1,16 @@
-/* A plugin of qemu-user that counts the AArch64 instructions of a region by class.
+/* A plugin of qemu-user that counts the Arm instructions of a region by class.
  *
  * The guest marks the region by a system call that no kernel has; at its end a line of counts is added to a file. QEMU's
  * plugin interface (version 1, QEMU 4.2 to 8.2) is declared here, for distributions ship qemu-user without its header.
- * The classes follow the encoding tables of the Arm Architecture Reference Manual (DDI 0487), section C4.1; those of one
- * instruction exclude each other. Counters are not atomic: one thread at a time.
+ * The classes follow A64's encoding tables in the Arm Architecture Reference Manual (DDI 0487), section C4.1; those of one
+ * instruction exclude each other; `instructions_a32.c` has the 32-bit sets. Counters are not atomic: one thread at a time.
  */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "instructions.h"
 
 struct qemu_plugin_tb;
 struct qemu_plugin_insn;
@@ -18,17 +20,18 @@ extern void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id, void (*)(plugin_id,
 extern size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
 extern struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, size_t);
 extern const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *);
+extern char *qemu_plugin_insn_disas(const struct qemu_plugin_insn *);
 extern void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *, int, void *, uint64_t);
 extern void qemu_plugin_register_vcpu_syscall_cb(plugin_id, void (*)(plugin_id, unsigned, int64_t, uint64_t, uint64_t,
     uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t));
 
 __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 
-enum { INTEGER, BRANCH, MEMORY, FLOAT, NEON_FLOAT, NEON_INTEGER, DOT_PRODUCT, CLASSES };
 static const char *const NAMES[CLASSES] = {
     "integer", "branch", "memory", "float", "neon_float", "neon_integer", "dot_product"};
-static uint64_t counts[CLASSES], before[CLASSES];
+static uint64_t counts[CLASSES + 1], before[CLASSES + 1];
 static int64_t mark;
+static int is_a64;
 static const char *output;
 
 static int is(uint32_t code, uint32_t mask, uint32_t value) { return (code & mask) == value; }
@@ -57,7 +60,7 @@ static int vector_float(uint32_t code)
     return 0;
 }
 
-static int classify(uint32_t code)
+static int classify_a64(uint32_t code)
 {
     uint32_t group = code >> 25 & 15;
     if ((group & 5) == 4) return MEMORY;
@@ -70,16 +73,25 @@ static int classify(uint32_t code)
     return vector_float(vector) ? NEON_FLOAT : NEON_INTEGER;
 }
 
+static int class_of(const struct qemu_plugin_insn *instruction)
+{
+    if (is_a64) {
+        uint32_t code;
+        memcpy(&code, qemu_plugin_insn_data(instruction), sizeof code);
+        return classify_a64(code);
+    }
+    char *text = qemu_plugin_insn_disas(instruction);
+    int found = text ? classify_a32(text) : UNKNOWN;
+    free(text);
+    return found;
+}
+
 static void translated(plugin_id id, struct qemu_plugin_tb *block)
 {
-    uint64_t found[CLASSES] = {0};
+    uint64_t found[CLASSES + 1] = {0};
     (void)id;
-    for (size_t i = 0; i < qemu_plugin_tb_n_insns(block); i++) {
-        uint32_t code;
-        memcpy(&code, qemu_plugin_insn_data(qemu_plugin_tb_get_insn(block, i)), sizeof code);
-        found[classify(code)]++;
-    }
-    for (int i = 0; i < CLASSES; i++)
+    for (size_t i = 0; i < qemu_plugin_tb_n_insns(block); i++) found[class_of(qemu_plugin_tb_get_insn(block, i))]++;
+    for (int i = 0; i <= CLASSES; i++)
         if (found[i]) qemu_plugin_register_vcpu_tb_exec_inline(block, ADD_U64, &counts[i], found[i]);
 }
 
@@ -96,13 +108,16 @@ static void called(plugin_id id, unsigned cpu, int64_t number, uint64_t begins, 
     if (!file) return;
     for (int i = 0; i < CLASSES; i++)
         fprintf(file, "%s\"%s\": %llu", i ? ", " : "{", NAMES[i], (unsigned long long)(counts[i] - before[i]));
+    if (counts[UNKNOWN] > before[UNKNOWN])
+        fprintf(file, ", \"unknown\": %llu", (unsigned long long)(counts[UNKNOWN] - before[UNKNOWN]));
     fputs("}\n", file);
     fclose(file);
 }
 
 __attribute__((visibility("default"))) int qemu_plugin_install(plugin_id id, const void *info, int argc, char **argv)
 {
-    (void)info;
+    /* The first of what it tells is the name of the emulated architecture. */
+    is_a64 = !strcmp(*(const char *const *)info, "aarch64");
     for (int i = 0; i < argc; i++) {
         if (!strncmp(argv[i], "output=", 7)) output = strdup(argv[i] + 7);
         if (!strncmp(argv[i], "mark=", 5)) mark = atoll(argv[i] + 5);

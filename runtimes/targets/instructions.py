@@ -1,4 +1,4 @@
-"""Counting instructions: the emulator's plugin, made on first use from ``instructions.c`` beside this file."""
+"""Counting instructions: the emulator's plugin, made on first use from the C files beside this one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from edgekit.files import atomic_file
 
 CLASSES = ("integer", "branch", "memory", "float", "neon_float", "neon_integer", "dot_product")
 """What is counted; they exclude each other. ``memory``: every load and store; ``float``: scalar; ``dot_product``: int8 dot
-and matrix products; ``neon_integer``: the other vector instructions, moves and permutations included."""
+and matrix products; ``neon_integer``: the other vector instructions, moves and permutations included; ``branch``: with
+calls, hints, barriers and system registers."""
+UNKNOWN = "unknown"
+"""What the emulator's disassembler does not know, in a count that is therefore none."""
 
-_SOURCE = Path(__file__).with_name("instructions.c")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("instructions.c", "instructions_a32.c"))
+_HEADER = Path(__file__).with_name("instructions.h")
 
 
 def plugin() -> Path:
@@ -27,7 +31,7 @@ def plugin() -> Path:
     Raises:
         TargetError: If there is no C compiler, or it fails.
     """
-    source = _SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in (_HEADER, *_SOURCES))
     path = cache_folder() / "emulated" / f"instructions-{hashlib.sha256(source).hexdigest()[:16]}.so"
     if path.is_file():
         return path
@@ -38,7 +42,8 @@ def plugin() -> Path:
             "Install gcc, or name a compiler with CC.",
         )
     with alone("plugin"), atomic_file(path) as partial:
-        words = [compiler, "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-o", str(partial), "-xc", str(_SOURCE)]
+        options = ["-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-xc"]
+        words = [compiler, *options, *map(str, _SOURCES), "-o", str(partial)]
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
         if done.returncode:
             raise TargetError(f"{compiler} could not make the emulator's plugin: {done.stderr.strip()[:300]}")

@@ -26,6 +26,7 @@ from edgekit.errors import (
 from edgekit.files import disk_errors
 from edgekit.runtimes.profile import Profile
 from edgekit.runtimes.runtime import RUNTIMES, Options
+from edgekit.runtimes.targets import instructions
 
 START_TIMEOUT_S = 120.0
 RUN_TIMEOUT_S = 600.0
@@ -189,6 +190,12 @@ class Link:
                 f"the emulator counted {len(lines)} regions instead of {runs + 2}", "Its plugin is missing."
             )
         counted = [json.loads(line) for line in lines[1:]]
+        unknown = sum(one.get(instructions.UNKNOWN, 0) for one in counted)
+        if unknown:
+            raise TargetError(
+                f"instructions can't be counted: the emulator's disassembler does not know {unknown} of them",
+                "A qemu-user that is built with Capstone knows them, as Debian's is: take that one off the PATH.",
+            )
         return facts, [{name: one[name] - counted[0][name] for name in one} for one in counted[1:]]
 
     def profile(self, x: np.ndarray, runs: int) -> tuple[dict[str, Any], Profile]:

@@ -63,7 +63,7 @@ class SshTarget(RemoteTarget):
         return cls(SshConnection(place))
 
     @classmethod
-    def lacking(cls) -> tuple[str, str]:
+    def lacking(cls, place: str = "") -> tuple[str, str]:
         return ("", "") if shutil.which("ssh") else ("there is no ssh on the PATH", "Install openssh-client.")
 
 

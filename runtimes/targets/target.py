@@ -48,15 +48,25 @@ class Target(abc.ABC):
     """What it is, in a line."""
     example: ClassVar[str]
     """A name of such a target."""
+    families: ClassVar[Mapping[str, str]] = {}
+    """Targets of the kind that are set up by themselves: one place for each family, with what they are in a line."""
 
     @classmethod
-    def lacking(cls) -> tuple[str, str]:
-        """What this machine lacks for such targets, and what to do; both empty when nothing is."""
+    def lacking(cls, place: str = "") -> tuple[str, str]:
+        """What this machine lacks for such targets, and what to do; both empty when nothing is.
+
+        Args:
+            place: Of one target, for what its family lacks; empty for the kind.
+        """
         return "", ""
 
     @classmethod
-    def setup(cls, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+    def setup(cls, progress: Callable[[int, int, str], None], place: str = "") -> dict[str, Any]:
         """Makes what such targets need on this machine: ``folder``, ``size_bytes``, ``versions``.
+
+        Args:
+            progress: Told how far it has come.
+            place: Of one target, for what its family needs; empty for the kind.
 
         Raises:
             UsageError: If they need nothing.
