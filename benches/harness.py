@@ -161,7 +161,7 @@ def repeat(work: Path, times: int, rounds: int) -> dict[str, Any]:
         same, slower = [], []
         with busy(last):
             for number in range(times):
-                plan = Plan(rounds=rounds, seed=number, cpus=(first,))
+                plan = Plan(rounds=rounds, seconds=0.25, seed=number, cpus=(first,))
                 base, other, slow = measure(cells, [x] * 3, LocalTarget(), plan)
                 if base.error or other.error or slow.error:
                     raise SystemExit(base.error or other.error or slow.error)

@@ -97,7 +97,8 @@ def _counted(row: dict) -> str:  # type: ignore[type-arg]
 def arm() -> list[str]:
     """Accuracy and instructions on emulated ARM CPUs."""
     found = result("arm")
-    cells = list(found["cells"].items())
+    # Files of one kind together, whatever the order they were measured in.
+    cells = sorted(found["cells"].items(), key=lambda one: (one[0].split("/")[1] == "int8", one[0].split("/")[2]))
     widest = max((row["spread"] for _, row in cells if "spread" in row), default=0.0)
     lines = [
         f"**ResNet-20 on ARM, emulated** ({found['test_images']} test images; millions of instructions of one inference, "
