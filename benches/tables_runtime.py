@@ -22,6 +22,10 @@ def harness() -> list[str]:
         lines.append(f"| {network} | {NAMES.get(runtime, runtime)} | {row['bare_ms']:.3g} | {ratio} |")
     if "truth" in found:
         empty = found["truth"]["nanoseconds_between_empty_inferences"]
+        lines += [
+            "",
+            "torch's eager time differs from process to process with its allocator (docs/measuring.md), on both sides.",
+        ]
         lines += ["", f"Between two inferences that compute nothing: {empty['between_calls'] / 1000:.2f} µs."]
     if "repeat" in found:
         repeated = found["repeat"]
