@@ -190,8 +190,8 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    # glibc gives freed memory back to the kernel or keeps it by what was freed before: a bare loop of torch took 1.3 to 1.9
-    # times as long as one whose process had freed a larger block while it loaded. Here both sides keep it.
+    # glibc gives freed memory back to the kernel or keeps it by what was freed before, and torch's time hangs on it: here both
+    # sides keep it.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
     # Workers find the odd runtimes beside this file.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
