@@ -107,9 +107,9 @@ class RuntimeConformance:
         assert facts["not_honoured"] == []
 
     def test_two_threads_are_one_more(self, name: str, opened: tuple[Path, Bundle]) -> None:
-        path, bundle = opened
-        if bundle.precision != "float32" or len(os.sched_getaffinity(0)) < 2:
-            pytest.skip("one file is enough, and takes two cores")
+        path, _ = opened
+        if len(os.sched_getaffinity(0)) < 2:
+            pytest.skip("two threads take two cores, and this process may use one")
         found = []
         for threads in (1, 2):
             with target_for("local") as target, target.worker() as worker:
@@ -150,12 +150,7 @@ class RuntimeConformance:
         assert bundle.samples is not None
         with target_for("local") as target, target.worker() as worker:
             told = worker.open(path, name, Options())
-            try:
-                _, profile = worker.profile(bundle.samples.inputs[:1], 9)
-            except ExecutionError as error:
-                if "can't tell the times of its layers" not in str(error):
-                    raise
-                pytest.skip(f"{name} can't tell the times of its layers, and says so")
+            _, profile = worker.profile(bundle.samples.inputs[:1], 9)
             again = worker.run(bundle.samples.inputs[:1])[0]
         assert np.isfinite(again).all(), "the session works on"
         names = [operator.name for operator in profile.operators]
@@ -177,8 +172,6 @@ class RuntimeConformance:
         assert bundle.samples is not None
         with target_for("local") as target, target.worker() as worker:
             worker.open(path, name, Options())
-            if not worker.opened["metadata"].get("input_shape"):
-                pytest.skip("the file does not tell its shape")
             with pytest.raises(ExecutionError, match="shape"):
                 worker.run(np.zeros((1, 3, 7, 7), np.float32))
             assert np.isfinite(worker.run(bundle.samples.inputs[:1])[0]).all()
