@@ -1,13 +1,13 @@
 """Whether the harness tells the truth, and whether it tells the same again.
 
     python benches/harness.py truth [--work runs/harness] [--rounds 8] [--runtime NAME …]
-    python benches/harness.py repeat [--work runs/harness] [--times 10] [--rounds 8]
+    python benches/harness.py repeat [--work runs/harness] [--times 10] [--within 0.025] [--runtime NAME …]
 
 ``truth``: the median of `edgekit bench` against a bare loop over each runtime's own interface (bare_loops.py, no line of
 edgekit), in turn, each round a fresh process; for a network of 0.05 ms and one of some 10 ms. And the time between two
 inferences that compute nothing: what the harness adds to each.
 ``repeat``: a file against its own copy and against itself made 5 % slower on purpose, ten times, while a program keeps the
-other core busy; the bench is pinned to the first core. Results go to benches/results/harness.json.
+other core busy. All runs on the first core. Results go to benches/results/harness.json after each runtime.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,13 @@ def busy(cpu: int) -> Iterator[None]:
         process.wait()
 
 
-def repeat(work: Path, times: int, rounds: int) -> dict[str, Any]:
-    """The same comparison again and again."""
-    first, last = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
-    rows: dict[str, Any] = {}
+def repeat(
+    work: Path, times: int, plan: Plan, other_core: int, runtimes: list[str], before: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The same comparison again and again; what is known so far, after each runtime."""
+    rows = dict(before)
     for (name, runtime), (path, x) in files(work).items():
-        if name != "mobilenet-v2" or runtime not in SLOW:
+        if name != "mobilenet-v2" or runtime not in SLOW or runtime not in (runtimes or [runtime]):
             continue
         copy = work / "copy" / path.name
         copy.parent.mkdir(exist_ok=True)
@@ -158,25 +160,27 @@ def repeat(work: Path, times: int, rounds: int) -> dict[str, Any]:
             Cell(label="copy", path=copy, runtime=runtime),
             Cell(label="slower", path=path, runtime=SLOW[runtime]),
         ]
-        same, slower = [], []
-        with busy(last):
+        same, slower, rounds = [], [], []
+        with busy(other_core):
             for number in range(times):
-                plan = Plan(rounds=rounds, seconds=0.25, seed=number, cpus=(first,))
-                base, other, slow = measure(cells, [x] * 3, LocalTarget(), plan)
+                again = replace(plan, seed=number)
+                base, other, slow = measure(cells, [x] * 3, LocalTarget(), again, pairs=[(1, 0), (2, 0)])
                 if base.error or other.error or slow.error:
                     raise SystemExit(base.error or other.error or slow.error)
                 for found, into in ((other, same), (slow, slower)):
                     judged = compare(found, base, number)
                     into.append([judged.ratio, judged.low, judged.high])
-                print(f"{runtime} {number}: same {same[-1]}, slower {slower[-1]}", flush=True)
+                rounds.append(len(base.rounds_ms))
+                print(f"{runtime} {number}: same {same[-1]}, slower {slower[-1]}, {rounds[-1]} rounds", flush=True)
         rows[f"{name}/{runtime}"] = {
             "same": same,
             "slower": slower,
             "covered": sum(low <= 1 <= high for _, low, high in same),
             "detected": sum(low > 1 for _, low, _ in slower),
             "times": times,
+            "rounds": rounds,
         }
-    return {"pairs": rows, "slower_on_purpose": SLOWER, "rounds": rounds, "other_core": "busy"}
+        yield {"pairs": rows, "slower_on_purpose": SLOWER, "within": plan.within, "other_core": "busy"}
 
 
 def main() -> None:
@@ -184,9 +188,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("truth", "repeat"))
     parser.add_argument("--work", type=Path, default=Path("runs/harness"))
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=8, help="of repeat, the least")
+    parser.add_argument("--within", type=float, default=0.025, help="for repeat, as `edgekit bench --within`")
     parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--runtime", action="append", help="for truth, these alone; the others' rows stay")
+    parser.add_argument("--runtime", action="append", help="these alone; the others' rows stay")
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -195,13 +200,21 @@ def main() -> None:
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
     # Workers find the odd runtimes beside this file.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    cores = sorted(os.sched_getaffinity(0))
+    # What is started from here stays there, on both sides.
+    os.sched_setaffinity(0, cores[:1])
     found = json.loads(arguments.result.read_text()) if arguments.result.is_file() else {}
+    about = {"target": LocalTarget().describe(), "versions": versions()}
+    before = found.get(arguments.what, {})
     if arguments.what == "truth":
-        before = found.get("truth", {}).get("against_bare_loops", {})
+        before = before.get("against_bare_loops", {})
         found["truth"] = truth(arguments.work, arguments.rounds, arguments.runtime or [], before)
+        write_json(arguments.result, {**found, **about})
     else:
-        found["repeat"] = repeat(arguments.work, arguments.times, arguments.rounds)
-    write_json(arguments.result, {**found, "target": LocalTarget().describe(), "versions": versions()})
+        plan = Plan(rounds=arguments.rounds, within=arguments.within, cpus=(cores[0],))
+        known = before.get("pairs", {}) if before.get("within") == arguments.within else {}
+        for told in repeat(arguments.work, arguments.times, plan, cores[-1], arguments.runtime or [], known):
+            write_json(arguments.result, {**found, "repeat": told, **about})
     print(f"wrote {arguments.result}")
 
 

@@ -30,13 +30,14 @@ def harness() -> list[str]:
     if "repeat" in found:
         repeated = found["repeat"]
         told = [
-            f"{NAMES[key.split('/')[1]]} {row['covered']} of {row['times']}, and {row['detected']} of {row['times']}"
+            f"{NAMES[key.split('/')[1]]} {row['covered']} of {row['times']}, and {row['detected']} of {row['times']} "
+            f"({min(row['rounds'])} to {max(row['rounds'])} rounds)"
             for key, row in repeated["pairs"].items()
         ]
         lines += [
             "",
             f"MobileNet V2 against its own copy and against itself made {repeated['slower_on_purpose']:.0%} slower, "
-            f"{repeated['rounds']} rounds, the other core kept busy: the interval holds 1.0, and lies above it, in "
+            f"`--within {repeated['within']:.1%}`, the other core kept busy: the interval holds 1.0, and lies above it, in "
             f"{'; '.join(told)}.",
         ]
     return lines

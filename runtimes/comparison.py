@@ -48,17 +48,21 @@ def compare(measured: Measurement, baseline: Measurement, seed: int = 0, *, pair
         measured: The cell.
         baseline: What to compare with.
         seed: Of the bootstrap.
-        paired: They were measured in the same rounds, interleaved.
+        paired: They were measured in the same rounds, interleaved. Where one has more, for another ratio wanted them,
+            those that both have count.
 
     Raises:
-        ValueError: If one of them has too few rounds, or paired rounds differ in number.
+        ValueError: If one of them has too few rounds.
     """
-    low, high = interval(measured.rounds_ms, baseline.rounds_ms, seed, paired=paired)
+    a, b = measured.rounds_ms, baseline.rounds_ms
+    if paired:
+        a, b = a[: len(b)], b[: len(a)]
+    low, high = interval(a, b, seed, paired=paired)
     verdict = "faster" if high < 1 else "slower" if low > 1 else "no difference"
     return Comparison(
         label=measured.cell.label,
         baseline=baseline.cell.label,
-        ratio=measured.percentile(50) / baseline.percentile(50),
+        ratio=float(np.median(balanced(a)) / np.median(balanced(b))),
         low=low,
         high=high,
         verdict=verdict,
@@ -103,6 +107,11 @@ def _expanded_tail(rounds: int) -> float:
     from scipy.stats import norm, t
 
     return float(norm.cdf(-np.sqrt(rounds / (rounds - 1)) * t.ppf((1 + CONFIDENCE) / 2, rounds - 1)))
+
+
+def half_width(low: float, high: float) -> float:
+    """How far an interval of a ratio reaches from its middle, as a share of it."""
+    return (high - low) / (high + low)
 
 
 def balanced(rounds: Sequence[Sequence[float]]) -> np.ndarray:

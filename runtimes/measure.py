@@ -18,7 +18,7 @@ import numpy as np
 from edgekit.errors import ExecutionError, TargetError
 from edgekit.files import sha256_file, size_on_disk
 from edgekit.runtimes.choice import named
-from edgekit.runtimes.comparison import LEAST_ROUNDS, balanced
+from edgekit.runtimes.comparison import LEAST_ROUNDS, balanced, half_width, interval
 from edgekit.runtimes.runtime import Options
 from edgekit.runtimes.targets import instructions
 from edgekit.runtimes.targets.link import RUN_TIMEOUT_S
@@ -33,6 +33,9 @@ class Plan:
 
     Attributes:
         rounds: Fresh processes for each cell.
+        within: More rounds follow until the interval of every ratio that is asked for reaches no further than this share
+            from it, such as 0.03; None for no more.
+        most_rounds: Of these, in all.
         runs: Least timed runs in each round.
         seconds: Least time of the timed runs in each round.
         warmup_runs: Least runs before them, after the first.
@@ -44,6 +47,8 @@ class Plan:
     """
 
     rounds: int = 8
+    within: float | None = None
+    most_rounds: int = 64
     runs: int = 10
     seconds: float = 0.4
     warmup_runs: int = 3
@@ -56,6 +61,10 @@ class Plan:
     def __post_init__(self) -> None:
         if self.rounds < LEAST_ROUNDS:
             raise ValueError(f"an interval needs at least {LEAST_ROUNDS} rounds, not {self.rounds}")
+        if self.within is not None and self.within <= 0:
+            raise ValueError(f"ratios can't be known within {self.within:g}: give a positive share, such as 0.03")
+        if self.within is not None and self.most_rounds < self.rounds:
+            raise ValueError(f"at most {self.most_rounds} rounds are less than the first {self.rounds}")
         if self.runs < 1 or self.seconds < 0 or self.timeout_s <= 0:
             raise ValueError(
                 f"runs, seconds and timeout must be positive, not {self.runs}, {self.seconds:g}, {self.timeout_s:g}"
@@ -197,6 +206,7 @@ def measure(
     plan: Plan,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
     journal: Journal | None = None,
+    pairs: Sequence[tuple[int, int]] = (),
 ) -> list[Measurement]:
     """Measures cells, interleaved.
 
@@ -207,6 +217,7 @@ def measure(
         plan: How long.
         progress: Told how far it has come.
         journal: Keeps what is done, and knows what was done before.
+        pairs: A cell and its baseline, by their places: the ratios that ``plan.within`` is about.
 
     Returns:
         A measurement for each cell, in order. A cell that crashes, hangs, finds no memory or can't be loaded is a result
@@ -214,22 +225,47 @@ def measure(
     """
     found: list[list[Round]] = [[] for _ in cells]
     order = random.Random(plan.seed)
-    rounds = 1 if target.counts_instructions else plan.rounds
     once = _count_once if target.counts_instructions else _measure_once
-    done, total = 0, rounds * len(cells)
-    for number in range(rounds):
-        for index in order.sample(range(len(cells)), len(cells)):
-            cell = cells[index]
-            if not any(one.error for one in found[index]):
-                known = journal.round(index, number) if journal is not None else None
-                one = known or once(cell, inputs[index], target, plan)
-                found[index].append(one)
-                # A board that was lost may be there again when the work goes on.
-                if journal is not None and known is None and one.failure != TargetError.failure:
-                    journal.keep(index, number, one)
-            done += 1
-            progress(done, total, f"measuring: {cell.label} in {cell.choice}")
+    done = 0
+
+    def go_on(which: Sequence[int], first: int, last: int) -> None:
+        """Rounds of some cells."""
+        nonlocal done
+        total = done + (last - first) * len(which)
+        for number in range(first, last):
+            for index in order.sample(which, len(which)):
+                cell = cells[index]
+                if not any(one.error for one in found[index]):
+                    known = journal.round(index, number) if journal is not None else None
+                    one = known or once(cell, inputs[index], target, plan)
+                    found[index].append(one)
+                    # A board that was lost may be there again when the work goes on.
+                    if journal is not None and known is None and one.failure != TargetError.failure:
+                        journal.keep(index, number, one)
+                done += 1
+                progress(done, total, f"measuring: {cell.label} in {cell.choice}")
+
+    rounds = 1 if target.counts_instructions else plan.rounds
+    go_on(range(len(cells)), 0, rounds)
+    while plan.within is not None and rounds < plan.most_rounds:
+        unsure = {index for pair in pairs if _unsure(pair, found, plan) for index in pair}
+        if not unsure:
+            break
+        # Looked at seldom: a rule that looks after every round stops at the first that is narrow by chance.
+        first, rounds = rounds, min(plan.most_rounds, rounds + max(2, rounds // 4))
+        go_on(sorted(unsure), first, rounds)
     return [_measurement(cell, one) for cell, one in zip(cells, found, strict=True)]
+
+
+def _unsure(pair: tuple[int, int], found: Sequence[Sequence[Round]], plan: Plan) -> bool:
+    """Whether a ratio that can be known is not known as well as was asked for."""
+    a, b = (found[index] for index in pair)
+    if any(one.error for one in (*a, *b)):
+        return False
+    both = min(len(a), len(b))
+    low, high = interval([one.samples_ms for one in a[:both]], [one.samples_ms for one in b[:both]], plan.seed)
+    assert plan.within is not None
+    return half_width(low, high) > plan.within
 
 
 @dataclass(frozen=True, kw_only=True)

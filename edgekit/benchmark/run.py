@@ -18,7 +18,7 @@ from edgekit.evaluation import Evaluation, paired_difference
 from edgekit.files import sha256_file, write_json
 from edgekit.runtimes.accuracy import evaluate_file
 from edgekit.runtimes.choice import describe
-from edgekit.runtimes.comparison import compare
+from edgekit.runtimes.comparison import compare, half_width
 from edgekit.runtimes.measure import Measurement, Plan, files_of, measure
 from edgekit.runtimes.runtime import RUNTIMES
 from edgekit.runtimes.targets.target import Target, target_for
@@ -76,6 +76,8 @@ def bench(
     opened = target_for(target)
     if opened.counts_instructions and tuple(threads) != (1,):
         raise UsageError(f"{target} counts the instructions of one thread, not of {threads}", "Leave --threads out.")
+    if opened.counts_instructions and plan.within is not None:
+        raise UsageError(f"{target} counts instructions, which need no more rounds", "Leave --within out.")
     candidates = list_candidates(paths, runtimes, threads, opened, batches)
     reference = _baseline_index(paths, baseline)
     with opened as place:
@@ -90,7 +92,8 @@ def bench(
             journal = FolderJournal(Path(output).with_name(Path(output).name + ".partial"), identity)
             if journal.rounds:
                 left_out.append(f"{journal.rounds} rounds were measured before, by a command that was cut off")
-        found = measure([c.cell for c in able], [c.x for c in able], place, plan, progress, journal)
+        pairs = _pairs(able, reference) if plan.within is not None else []
+        found = measure([c.cell for c in able], [c.x for c in able], place, plan, progress, journal, pairs)
         measured = {id(candidate): one for candidate, one in zip(able, found, strict=True)}
         # What crashed or hung when it was timed would do so again.
         fine = [candidate for candidate in able if not measured[id(candidate)].error]
@@ -103,7 +106,7 @@ def bench(
         target=machine,
         plan=plan,
         data=dataset.name if dataset is not None else "",
-        warnings=(*_warnings(machine, after, place, threads), *left_out),
+        warnings=(*_warnings(machine, after, place, threads), *_wide(rows, plan), *left_out),
     )
     if output is not None:
         write_json(Path(output), result.to_dict())
@@ -253,6 +256,33 @@ def _compared(rows: list[Row], candidates: Sequence[Candidate], reference: int |
             )
         )
     return compared
+
+
+def _pairs(able: Sequence[Candidate], reference: int | None) -> list[tuple[int, int]]:
+    """Which cells will be set beside which, by their places."""
+    rows = [_row(candidate, None, {}) for candidate in able]
+    bases = [_base_of(row, rows, able, reference) if reference is not None else None for row in rows]
+    places = {id(row): place for place, row in enumerate(rows)}
+    found = [
+        (places[id(row)], places[id(base)])
+        for row, base in zip(rows, bases, strict=True)
+        if base is not None and base is not row
+    ]
+    if not found:
+        raise UsageError("--within is about ratios, and there is no baseline here", "Give a second file or bundle.")
+    return found
+
+
+def _wide(rows: Sequence[Row], plan: Plan) -> list[str]:
+    """The ratios that are not known as well as was asked for."""
+    if plan.within is None:
+        return []
+    return [
+        f"{row.measurement.cell.label} in {row.measurement.cell.choice}: its ratio is known within {100 * width:.1f} % after "
+        f"{len(row.measurement.rounds_ms)} rounds, not within {100 * plan.within:g} %"
+        for row in rows
+        if row.comparison and (width := half_width(row.comparison.low, row.comparison.high)) > plan.within
+    ]
 
 
 def _program_of(candidate: Candidate, rows: Sequence[Row], candidates: Sequence[Candidate]) -> Row | None:

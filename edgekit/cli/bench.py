@@ -85,6 +85,15 @@ def bench(
     rounds: Annotated[
         int, typer.Option("--rounds", min=3, help="Fresh processes for each file; they are interleaved.")
     ] = 8,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            "--within",
+            metavar="SHARE",
+            help="More rounds until each ratio is known within this, such as 3%; at most 64.",
+            show_default=False,
+        ),
+    ] = None,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Least timed runs in each round.")] = 10,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0, help="Least seconds of timed runs in each round.")
@@ -127,6 +136,8 @@ def bench(
 
       edgekit bench small --scenario offline
 
+      edgekit bench old.tflite new.tflite --within 2% --fail-if-slower 3%
+
       edgekit bench compare monday.json today.json --fail-if-slower 5%
 
     Every round is a fresh process, and the rounds of all files are interleaved. A ratio below 1 is faster than the
@@ -149,10 +160,12 @@ def bench(
     from edgekit.benchmark.sustained import sustain
     from edgekit.runtimes.measure import Plan
 
-    given = {"timeout_s": timeout} if timeout is not None else {}
+    if within is not None and sustained is not None:
+        raise UsageError("--within is about ratios, and --sustained compares nothing", "Leave one of them out.")
+    given: dict[str, Any] = {"timeout_s": timeout} if timeout is not None else {}
     plan = options.settings_of(
-        Plan, rounds=rounds, runs=runs, seconds=seconds, cpus=options.cpus(cpus),
-        memory_limit_bytes=options.size(memory_limit, "--memory-limit"), **given,
+        Plan, rounds=rounds, within=options.share(within, "--within"), most_rounds=max(rounds, Plan.most_rounds), runs=runs,
+        seconds=seconds, cpus=options.cpus(cpus), memory_limit_bytes=options.size(memory_limit, "--memory-limit"), **given,
     )  # fmt: skip
     limit = options.share(fail_if_slower, "--fail-if-slower")
     chosen: dict[str, Any] = {

@@ -33,7 +33,9 @@ def show(result: BenchResult, *, per_class: bool = False, offline: bool = False)
     if per_class:
         _show_classes(result)
     target, plan = result.target, result.plan
-    how = f"{target['cores']} cores; {plan.rounds} rounds of at least {plan.runs} runs and {plan.seconds:g} s"
+    most = max((len(row.measurement.rounds_ms) for row in result.rows), default=0)
+    rounds = f"{plan.rounds} to {most} rounds" if most > plan.rounds else f"{plan.rounds} rounds"
+    how = f"{target['cores']} cores; {rounds} of at least {plan.runs} runs and {plan.seconds:g} s"
     if "emulated_on" in target:
         how = f"emulated on {target['emulated_on']}; instructions of one inference, one thread"
     energy = next((row.measurement.energy for row in result.rows if row.measurement.energy), "")

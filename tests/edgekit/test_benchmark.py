@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,16 @@ def test_usage(bundles: dict[str, Path], tmp_path: Path) -> None:
         bench(bundles["int8"], runtimes=["tflite"])
     with pytest.raises(UsageError, match="baseline"):
         bench(bundles["int8"], baseline=tmp_path / "x")
+    with pytest.raises(UsageError, match="no baseline"):
+        bench(bundles["pruned"] / "exports" / "model.onnx", plan=replace(QUICK, within=0.05))
     assert set(available()) == set(RUNTIMES)
+
+
+def test_a_ratio_that_stays_wide_is_told(bundles: dict[str, Path]) -> None:
+    files = [bundles[name] / "exports" / f"model{suffix}.onnx" for name, suffix in (("pruned", ""), ("int8", ".int8"))]
+    base, other = (found := bench(files, plan=replace(QUICK, within=1e-9, most_rounds=5))).rows
+    assert len(base.measurement.rounds_ms) == len(other.measurement.rounds_ms) == 5
+    assert any("after 5 rounds, not within 1e-07 %" in warning for warning in found.warnings)
 
 
 def test_every_image_counts_alike_in_torch_and_in_the_file(bundles: dict[str, Path]) -> None:

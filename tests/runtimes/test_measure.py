@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.runtimes.comparison import _expanded_tail, compare, interval
+from edgekit.runtimes import measure as measuring
+from edgekit.runtimes.comparison import _expanded_tail, compare, half_width, interval
 from edgekit.runtimes.measure import Cell, Measurement, Plan, measure
 from edgekit.runtimes.targets.local import LocalTarget
 from edgekit.testing.fakes import RUNTIME, write_fake
@@ -100,6 +101,50 @@ def test_too_few_rounds_give_no_interval() -> None:
         Plan(rounds=2)
     with pytest.raises(ValueError, match="at least 3"):
         interval([[1.0]] * 2, [[1.0]] * 2)
+
+
+def _simulated(monkeypatch: pytest.MonkeyPatch, spread: dict[str, float]) -> list[str]:
+    """Rounds that differ from process to process by so much, for each cell; the cells in the order in which they were run."""
+    rng, run = np.random.default_rng(0), []
+
+    def once(cell: Cell, x: np.ndarray, target: object, plan: Plan) -> measuring.Round:
+        run.append(cell.label)
+        machine = np.exp(rng.normal(0, spread[cell.label], 1))
+        return measuring.Round(samples_ms=tuple(_rounds(rng, machine, 1.0)[0]))
+
+    monkeypatch.setattr(measuring, "_measure_once", once)
+    return run
+
+
+def test_rounds_go_on_until_the_ratios_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _simulated(monkeypatch, {"base": 0.0, "steady": 0.0, "noisy": 0.1})
+    cells = [_cell(write_fake(tmp_path / f"{name}.fake")) for name in ("base", "steady", "noisy")]
+    plan = Plan(rounds=5, within=0.06, most_rounds=100)
+    base, steady, noisy = measure(cells, [X] * 3, LocalTarget(), plan, pairs=[(1, 0), (2, 0)])
+    # What is known already takes no more time.
+    assert len(steady.rounds_ms) == run.count("steady") < len(noisy.rounds_ms) == len(base.rounds_ms) < 100
+    for found in (steady, noisy):
+        judged = compare(found, base)
+        assert half_width(judged.low, judged.high) <= 0.06
+        assert judged.low <= 1 <= judged.high
+    # And the fewest rounds that serve: a quarter less do not.
+    some = len(noisy.rounds_ms) * 3 // 4
+    assert half_width(*interval(noisy.rounds_ms[:some], base.rounds_ms[:some])) > 0.06
+
+
+def test_rounds_end_where_they_were_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _simulated(monkeypatch, {"base": 0.2, "noisy": 0.2})
+    cells = [_cell(write_fake(tmp_path / f"{name}.fake")) for name in ("base", "noisy")]
+    found = measure(cells, [X] * 2, LocalTarget(), Plan(rounds=3, within=0.001, most_rounds=7), pairs=[(1, 0)])
+    assert [len(one.rounds_ms) for one in found] == [7, 7]
+
+
+def test_a_failed_cell_is_not_waited_for(tmp_path: Path) -> None:
+    cells = [_cell(write_fake(tmp_path / "a.fake")), _cell(write_fake(tmp_path / "b.fake", crash="invoke"))]
+    plan = Plan(rounds=3, within=1e-6, runs=5, seconds=0.0, warmup_runs=1, warmup_seconds=0.0)
+    fine, broken = measure(cells, [X] * 2, LocalTarget(), plan, pairs=[(1, 0)])
+    assert len(fine.rounds_ms) == 3
+    assert broken.failure == "crash"
 
 
 def test_a_killed_command_leaves_no_worker_behind(tmp_path: Path) -> None:
