@@ -90,7 +90,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    result: dict[str, Any] = json.loads(arguments.result.read_text()) if arguments.result.is_file() else {"cells": {}}
     for name in arguments.network or NETWORKS:
         items, data = made(name, arguments.shared, arguments.work / name)
         for target in arguments.target or ("local",):
@@ -106,6 +105,8 @@ def main() -> None:
                     output=output,
                     progress=log,
                 )
+            # Two targets may be measured at once, each by a command of its own.
+            result = json.loads(arguments.result.read_text()) if arguments.result.is_file() else {"cells": {}}
             for row in read_result(output)["rows"]:
                 result["cells"][f"{name}/{target}/{_key(row)}"] = _kept(row)
             result |= {"images": arguments.images, "rounds": arguments.rounds, "versions": versions()}
