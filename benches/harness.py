@@ -167,7 +167,7 @@ def repeat(
             Cell(label="copy", path=copy, runtime=runtime),
             Cell(label="slower", path=path, runtime=SLOW[runtime]),
         ]
-        same, slower, rounds = [], [], []
+        same, slower, rounds, medians = [], [], [], []
         with busy(other_core):
             for number in range(times):
                 again = replace(plan, seed=number)
@@ -178,6 +178,8 @@ def repeat(
                     judged = compare(found, base, number)
                     into.append([judged.ratio, judged.low, judged.high])
                 rounds.append(len(base.rounds_ms))
+                both = zip(base.rounds_ms, other.rounds_ms, strict=False)
+                medians += [[float(np.median(one)) for one in pair] for pair in both]
                 print(f"{runtime} {number}: same {same[-1]}, slower {slower[-1]}, {rounds[-1]} rounds", flush=True)
         rows[f"{name}/{runtime}"] = {
             "same": same,
@@ -186,6 +188,9 @@ def repeat(
             "detected": sum(low > 1 for _, low, _ in slower),
             "times": times,
             "rounds": rounds,
+            # Of the ratio of two medians of the same file: in one round, by turns, and of rounds that are strangers.
+            "spread_in_a_round": float(np.diff(np.log(medians)).std()),
+            "spread_between_rounds": float(np.sqrt(2) * np.log(medians).std(axis=0).mean()),
         }
         yield {"pairs": rows, "slower_on_purpose": SLOWER, "within": plan.within, "other_core": "busy"}
 

@@ -93,7 +93,7 @@ def main() -> None:
     for name in arguments.network or NETWORKS:
         items, data = made(name, arguments.shared, arguments.work / name)
         for target in arguments.target or ("local",):
-            output = arguments.work / name / f"{target.replace(':', '-')}.json"
+            output = arguments.work / name / f"{target.replace(':', '-')}-{arguments.images}.json"
             if not output.is_file():
                 edgekit.bench(
                     items if target == "local" else [*items[2:], *exported_files(items[0]), *exported_files(items[1])],
@@ -108,8 +108,11 @@ def main() -> None:
             # Two targets may be measured at once, each by a command of its own.
             result = json.loads(arguments.result.read_text()) if arguments.result.is_file() else {"cells": {}}
             for row in read_result(output)["rows"]:
-                result["cells"][f"{name}/{target}/{_key(row)}"] = _kept(row)
-            result |= {"images": arguments.images, "rounds": arguments.rounds, "versions": versions()}
+                # Counts and accuracy may come from two runs.
+                result["cells"].setdefault(f"{name}/{target}/{_key(row)}", {}).update(_kept(row))
+            result |= {"images": arguments.images or result.get("images"), "versions": versions()}
+            if target == "local":
+                result["rounds"] = arguments.rounds
             result.setdefault("targets", {})[target] = read_result(output)["target"]
             write_json(arguments.result, result)
             print(f"{name} on {target}: {len(read_result(output)['rows'])} rows", flush=True)

@@ -31,7 +31,8 @@ def harness() -> list[str]:
         repeated = found["repeat"]
         told = [
             f"{NAMES[key.split('/')[1]]} {row['covered']} of {row['times']}, and {row['detected']} of {row['times']} "
-            f"({min(row['rounds'])} to {max(row['rounds'])} rounds)"
+            f"({min(row['rounds'])} to {max(row['rounds'])} rounds; a round's ratio spreads {row['spread_in_a_round']:.1%}, "
+            f"by turns; that of medians of two rounds {row['spread_between_rounds']:.1%})"
             for key, row in repeated["pairs"].items()
         ]
         lines += [

@@ -1,14 +1,17 @@
 """Measuring files.
 
 Every measurement runs in a fresh process: load, first run, warm-up, then at least so many runs and at least so long.
-What is to be compared is measured in turn, round after round in shuffled order, so that a slow minute of the machine
-falls on all alike. All raw samples are kept.
+Cells are measured in turn, round after round in shuffled order, so that a slow minute of the machine falls on all alike.
+In a round the processes of what is compared are alive together and take turns of a fraction of a second, so that a slow
+second does too. All raw samples are kept.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +24,14 @@ from edgekit.runtimes.choice import named
 from edgekit.runtimes.comparison import LEAST_ROUNDS, balanced, half_width, interval
 from edgekit.runtimes.runtime import Options
 from edgekit.runtimes.targets import instructions
-from edgekit.runtimes.targets.link import RUN_TIMEOUT_S
+from edgekit.runtimes.targets.link import RUN_TIMEOUT_S, Link
 from edgekit.runtimes.targets.target import Target
 
 PERCENTILES = (50, 90, 99)
+# More turns are shorter ones, and the first run of each, which finds the caches full of another's data, is not counted.
+_TURNS = 5
+# So many processes of a round are alive together: boards have little memory.
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +224,7 @@ def measure(
         plan: How long.
         progress: Told how far it has come.
         journal: Keeps what is done, and knows what was done before.
-        pairs: A cell and its baseline, by their places: the ratios that ``plan.within`` is about.
+        pairs: Cells and their baselines, by their places: they take turns, and ``plan.within`` is about their ratios.
 
     Returns:
         A measurement for each cell, in order. A cell that crashes, hangs, finds no memory or can't be loaded is a result
@@ -225,7 +232,6 @@ def measure(
     """
     found: list[list[Round]] = [[] for _ in cells]
     order = random.Random(plan.seed)
-    once = _count_once if target.counts_instructions else _measure_once
     done = 0
 
     def go_on(which: Sequence[int], first: int, last: int) -> None:
@@ -233,17 +239,23 @@ def measure(
         nonlocal done
         total = done + (last - first) * len(which)
         for number in range(first, last):
-            for index in order.sample(which, len(which)):
-                cell = cells[index]
-                if not any(one.error for one in found[index]):
+            for group in _groups(which, pairs, order):
+                lacking = []
+                for index in group:
                     known = journal.round(index, number) if journal is not None else None
-                    one = known or once(cell, inputs[index], target, plan)
+                    if known is not None:
+                        found[index].append(known)
+                    elif not any(one.error for one in found[index]):
+                        lacking.append(index)
+                measured = _round([cells[i] for i in lacking], [inputs[i] for i in lacking], target, plan, order)
+                for index, one in zip(lacking, measured, strict=True):
                     found[index].append(one)
                     # A board that was lost may be there again when the work goes on.
-                    if journal is not None and known is None and one.failure != TargetError.failure:
+                    if journal is not None and one.failure != TargetError.failure:
                         journal.keep(index, number, one)
-                done += 1
-                progress(done, total, f"measuring: {cell.label} in {cell.choice}")
+                done += len(group)
+                named = dict.fromkeys(f"{cells[i].label} in {cells[i].choice}" for i in group)
+                progress(done, total, f"measuring: {', '.join(named)}")
 
     rounds = 1 if target.counts_instructions else plan.rounds
     go_on(range(len(cells)), 0, rounds)
@@ -255,6 +267,22 @@ def measure(
         first, rounds = rounds, min(plan.most_rounds, rounds + max(2, rounds // 4))
         go_on(sorted(unsure), first, rounds)
     return [_measurement(cell, one) for cell, one in zip(cells, found, strict=True)]
+
+
+def _groups(which: Sequence[int], pairs: Sequence[tuple[int, int]], order: random.Random) -> list[list[int]]:
+    """What is measured at once, shuffled: cells that are compared with one another, and the others each alone."""
+    group_of = {index: {index} for index in which}
+    for a, b in pairs:
+        if a in group_of and b in group_of:
+            joined = group_of[a] | group_of[b]
+            group_of |= dict.fromkeys(joined, joined)
+    # In the order of the cells, so that the same seed gives the same shuffle.
+    groups = list({min(group): sorted(group) for group in group_of.values()}.values())
+    parts = []
+    for group in order.sample(groups, len(groups)):
+        shuffled = order.sample(group, len(group))
+        parts += [shuffled[start : start + _AT_ONCE] for start in range(0, len(group), _AT_ONCE)]
+    return parts
 
 
 def _unsure(pair: tuple[int, int], found: Sequence[Sequence[Round]], plan: Plan) -> bool:
@@ -337,32 +365,84 @@ def options_of(cell: Cell, plan: Plan) -> Options:
     return Options(threads=cell.threads, extra=cell.extra, cpus=plan.cpus, memory_limit_bytes=plan.memory_limit_bytes)
 
 
-def _measure_once(cell: Cell, x: np.ndarray, target: Target, plan: Plan) -> Round:
-    try:
-        with target.worker() as worker:
-            opened = worker.open(cell.path, cell.runtime, options_of(cell, plan), plan.timeout_s)
-            timed = worker.time(
-                x,
-                runs=plan.runs,
-                seconds=plan.seconds,
-                warmup_runs=plan.warmup_runs,
-                warmup_seconds=plan.warmup_seconds,
-                timeout_s=plan.timeout_s,
-            )
-            memory = worker.memory()
-    except ExecutionError as error:
-        return failed_round(error)
-    joules, runs = timed["energy_j"], len(timed["samples_ms"])
-    return Round(
-        load_ms=opened["load_ms"],
-        first_run_ms=timed["first_run_ms"],
-        samples_ms=tuple(timed["samples_ms"]),
-        peak_memory_bytes=memory["peak_bytes"] - memory["before_bytes"],
-        process_memory_bytes=memory["peak_bytes"],
-        energy_mj=1000 * joules / runs if joules is not None else None,
-        energy=timed["energy"],
-        facts=timed["facts"],
-    )
+def _round(
+    cells: Sequence[Cell], inputs: Sequence[np.ndarray], target: Target, plan: Plan, order: random.Random
+) -> list[Round]:
+    """A round of each cell; their processes are alive together and take turns."""
+    if target.counts_instructions:
+        return [_count_once(cell, x, target, plan) for cell, x in zip(cells, inputs, strict=True)]
+    turns = _TURNS if len(cells) > 1 else 1
+    processes = [_Process(cell, x, plan, turns) for cell, x in zip(cells, inputs, strict=True)]
+    with contextlib.ExitStack() as alive:
+        for process in processes:
+            process.start(target, alive)
+        for _ in range(turns):
+            for process in order.sample(processes, len(processes)):
+                process.take_turn()
+        return [process.end() for process in processes]
+
+
+class _Process:
+    """The process of a cell in a round; an error ends it, and is its result."""
+
+    def __init__(self, cell: Cell, x: np.ndarray, plan: Plan, turns: int) -> None:
+        self._cell, self._x, self._plan, self._turns = cell, x, plan, turns
+        self._failed: Round | None = None
+        self._worker: Link
+        self._load_ms = self._first_run_ms = 0.0
+        self._timed: list[dict[str, Any]] = []
+
+    def start(self, target: Target, alive: contextlib.ExitStack) -> None:
+        """Load, first run, warm-up."""
+        plan = self._plan
+        with self._kept():
+            self._worker = alive.enter_context(target.worker())
+            cell = self._cell
+            opened = self._worker.open(cell.path, cell.runtime, options_of(cell, plan), plan.timeout_s)
+            warm = self._time(1, 0.0, plan.warmup_runs, plan.warmup_seconds)
+            self._load_ms, self._first_run_ms = opened["load_ms"], warm["first_run_ms"]
+
+    def take_turn(self) -> None:
+        """Its share of the timed runs, after one that brings its data back into the caches."""
+        if self._failed is None:
+            with self._kept():
+                runs = math.ceil(self._plan.runs / self._turns)
+                self._timed.append(self._time(runs, self._plan.seconds / self._turns, 0, 0.0))
+
+    def end(self) -> Round:
+        """What it gave."""
+        memory = {"peak_bytes": 0, "before_bytes": 0}
+        if self._failed is None:
+            with self._kept():
+                memory = self._worker.memory()
+        if self._failed is not None:
+            return self._failed
+        samples = tuple(ms for turn in self._timed for ms in turn["samples_ms"])
+        joules = [turn["energy_j"] for turn in self._timed if turn["energy_j"] is not None]
+        return Round(
+            load_ms=self._load_ms,
+            first_run_ms=self._first_run_ms,
+            samples_ms=samples,
+            peak_memory_bytes=memory["peak_bytes"] - memory["before_bytes"],
+            process_memory_bytes=memory["peak_bytes"],
+            # Counters with large units stand still in most turns, and are right on the whole.
+            energy_mj=1000 * sum(joules) / len(samples) if joules else None,
+            energy=self._timed[-1]["energy"],
+            facts=self._timed[-1]["facts"],
+        )
+
+    def _time(self, runs: int, seconds: float, warmup_runs: int, warmup_seconds: float) -> dict[str, Any]:
+        return self._worker.time(
+            self._x, runs=runs, seconds=seconds, warmup_runs=warmup_runs, warmup_seconds=warmup_seconds,
+            timeout_s=self._plan.timeout_s,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except ExecutionError as error:
+            self._failed = failed_round(error)
 
 
 def _count_once(cell: Cell, x: np.ndarray, target: Target, plan: Plan) -> Round:

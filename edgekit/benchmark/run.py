@@ -92,7 +92,9 @@ def bench(
             journal = FolderJournal(Path(output).with_name(Path(output).name + ".partial"), identity)
             if journal.rounds:
                 left_out.append(f"{journal.rounds} rounds were measured before, by a command that was cut off")
-        pairs = _pairs(able, reference) if plan.within is not None else []
+        pairs = _pairs(able, reference)
+        if plan.within is not None and not pairs:
+            raise UsageError("--within is about ratios, and there is no baseline here", "Give a second file or bundle.")
         found = measure([c.cell for c in able], [c.x for c in able], place, plan, progress, journal, pairs)
         measured = {id(candidate): one for candidate, one in zip(able, found, strict=True)}
         # What crashed or hung when it was timed would do so again.
@@ -263,14 +265,11 @@ def _pairs(able: Sequence[Candidate], reference: int | None) -> list[tuple[int, 
     rows = [_row(candidate, None, {}) for candidate in able]
     bases = [_base_of(row, rows, able, reference) if reference is not None else None for row in rows]
     places = {id(row): place for place, row in enumerate(rows)}
-    found = [
+    return [
         (places[id(row)], places[id(base)])
         for row, base in zip(rows, bases, strict=True)
         if base is not None and base is not row
     ]
-    if not found:
-        raise UsageError("--within is about ratios, and there is no baseline here", "Give a second file or bundle.")
-    return found
 
 
 def _wide(rows: Sequence[Row], plan: Plan) -> list[str]:

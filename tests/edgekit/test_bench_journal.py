@@ -15,7 +15,7 @@ from edgekit.errors import UsageError
 from edgekit.export.run import export
 from edgekit.runtimes import measure as measure_module
 from edgekit.runtimes.accuracy import evaluate_file
-from edgekit.runtimes.measure import Plan, Round
+from edgekit.runtimes.measure import Cell, Plan, Round
 from edgekit.runtimes.targets.link import Link
 from edgekit.runtimes.targets.local import LocalTarget
 from edgekit.sources.load import load
@@ -31,16 +31,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_a_matrix_that_was_cut_off_goes_on(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "bench.json"
-    real = measure_module._measure_once
+    real = measure_module._round
     measured: list[str] = []
 
-    def cut_off_after_four(*arguments: object) -> Round:
-        if len(measured) == 4:
+    def cut_off_after_two(*arguments: object) -> list[Round]:
+        if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append("")
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(measure_module, "_measure_once", cut_off_after_four)
+    monkeypatch.setattr(measure_module, "_round", cut_off_after_two)
     with pytest.raises(KeyboardInterrupt):
         bench(files, plan=QUICK, output=output)
     assert not output.exists()
@@ -53,11 +53,11 @@ def test_a_matrix_that_was_cut_off_goes_on(files: list[Path], tmp_path: Path, mo
 
     again: list[str] = []
 
-    def counted(*arguments: object) -> Round:
-        again.append("")
-        return real(*arguments)  # type: ignore[arg-type]
+    def counted(cells: list[Cell], *arguments: object) -> list[Round]:
+        again.extend(cell.label for cell in cells)
+        return real(cells, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(measure_module, "_measure_once", counted)
+    monkeypatch.setattr(measure_module, "_round", counted)
     found = bench(files, plan=QUICK, output=output)
     assert len(again) == 2 * 3 - 4
     assert not partial.exists()
@@ -65,7 +65,8 @@ def test_a_matrix_that_was_cut_off_goes_on(files: list[Path], tmp_path: Path, mo
     assert written["schema"] == 1
     for index, row in enumerate(found.rows):
         assert row.measurement.rounds_ms
-        assert written["rows"][index]["runs"] == 9
+        # Three rounds of five turns.
+        assert written["rows"][index]["runs"] == 15
         # What was measured before stands in the result to the bit.
         before = {tuple(one["round"]["samples_ms"]) for one in kept if one["cell"] == index}
         assert before <= set(row.measurement.rounds_ms)

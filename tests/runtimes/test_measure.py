@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from edgekit.runtimes import measure as measuring
 from edgekit.runtimes.comparison import _expanded_tail, compare, half_width, interval
 from edgekit.runtimes.measure import Cell, Measurement, Plan, measure
+from edgekit.runtimes.targets.link import Link
 from edgekit.runtimes.targets.local import LocalTarget
 from edgekit.testing.fakes import RUNTIME, write_fake
 
@@ -107,12 +110,12 @@ def _simulated(monkeypatch: pytest.MonkeyPatch, spread: dict[str, float]) -> lis
     """Rounds that differ from process to process by so much, for each cell; the cells in the order in which they were run."""
     rng, run = np.random.default_rng(0), []
 
-    def once(cell: Cell, x: np.ndarray, target: object, plan: Plan) -> measuring.Round:
-        run.append(cell.label)
-        machine = np.exp(rng.normal(0, spread[cell.label], 1))
-        return measuring.Round(samples_ms=tuple(_rounds(rng, machine, 1.0)[0]))
+    def once(cells: list[Cell], *rest: object) -> list[measuring.Round]:
+        run.extend(cell.label for cell in cells)
+        machines = [np.exp(rng.normal(0, spread[cell.label], 1)) for cell in cells]
+        return [measuring.Round(samples_ms=tuple(_rounds(rng, machine, 1.0)[0])) for machine in machines]
 
-    monkeypatch.setattr(measuring, "_measure_once", once)
+    monkeypatch.setattr(measuring, "_round", once)
     return run
 
 
@@ -126,10 +129,55 @@ def test_rounds_go_on_until_the_ratios_are_known(tmp_path: Path, monkeypatch: py
     for found in (steady, noisy):
         judged = compare(found, base)
         assert half_width(judged.low, judged.high) <= 0.06
-        assert judged.low <= 1 <= judged.high
     # And the fewest rounds that serve: a quarter less do not.
     some = len(noisy.rounds_ms) * 3 // 4
     assert half_width(*interval(noisy.rounds_ms[:some], base.rounds_ms[:some])) > 0.06
+
+
+class _Watched(LocalTarget):
+    """Notes how many workers are alive when one starts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive, self.seen = 0, []
+
+    @contextlib.contextmanager
+    def worker(self, *, counting: bool = False) -> Iterator[Link]:
+        self.alive += 1
+        self.seen.append(self.alive)
+        with super().worker(counting=counting) as link:
+            yield link
+        self.alive -= 1
+
+
+def test_what_is_compared_takes_turns_and_the_rest_is_alone(tmp_path: Path) -> None:
+    cells = [_cell(write_fake(tmp_path / f"{name}.fake")) for name in "abc"]
+    target = _Watched()
+    found = measure(cells, [X] * 3, target, QUICK, pairs=[(2, 0)])
+    # In each of three rounds a pair, and one by itself.
+    assert sorted(target.seen) == [1] * 6 + [2] * 3
+    assert [[len(one) for one in each.rounds_ms] for each in found] == [[20] * 3] * 3
+    alone = _Watched()
+    measure(cells, [X] * 3, alone, QUICK)
+    assert alone.seen == [1] * 9
+
+
+def test_few_processes_are_alive_at_once(tmp_path: Path) -> None:
+    cells = [_cell(write_fake(tmp_path / f"{name}.fake")) for name in "abcdef"]
+    target = _Watched()
+    found = measure(cells, [X] * 6, target, QUICK, pairs=[(place, 0) for place in range(1, 6)])
+    assert max(target.seen) == 4
+    assert all(len(one.rounds_ms) == 3 for one in found)
+
+
+def test_a_crash_between_turns_ends_its_own_cell(tmp_path: Path) -> None:
+    good, bad = (
+        _cell(write_fake(tmp_path / f"{name}.fake", **settings))
+        for name, settings in (("good", {}), ("bad", {"crash": "invoke"}))
+    )
+    fine, broken = measure([good, bad], [X] * 2, LocalTarget(), QUICK, pairs=[(1, 0)])
+    assert [len(one) for one in fine.rounds_ms] == [20] * 3
+    assert (broken.failure, broken.rounds_ms) == ("crash", ())
 
 
 def test_rounds_end_where_they_were_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
