@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 from edgekit.errors import TargetError, UsageError
 from edgekit.runtimes.facts import cpu_facts
-from edgekit.runtimes.targets.remote import Connection, Done, RemoteTarget
+from edgekit.runtimes.targets.connection import Connection, Done
+from edgekit.runtimes.targets.remote import RemoteTarget
 from edgekit.runtimes.targets.target import Target
 
 _SERIAL = re.compile(r"[\w.\[][\w.:\[\]%-]*")
