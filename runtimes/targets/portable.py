@@ -50,7 +50,7 @@ rm -rf "$to" && mkdir "$to" || exit 1
 (cat "$@" | gzip -dc && : >"$to/read") | (tar -xf - -C "$to"; code=$?; cat >/dev/null; exit $code) || exit 1
 test -f "$to/read" || exit 1
 test -f "$to/{LAST}" || {{ echo "the archive ends too early" >&2; exit 1; }}
-rm "$to/read"
+rm "$to/read" && mkdir "$to/tmp"
 """
 
 
@@ -222,23 +222,26 @@ class _Sending:
         modules = modules_of(self._architecture)
         title = "trying it there"
         progress(0, len(modules) + 1, title)
-        found = self._try(["numpy"])
+        found = self._try(modules)
+        # One that does not load, or crashes, must not hide the others.
         if isinstance(found, str):
-            self._remove(self._folder)
-            raise TargetError(
-                f"the Python that was sent does not run on {self._connection.name}: {found}",
-                f"Does the system execute files below {self._base}? {FOLDER} names another folder. "
-                "The same command sends it anew.",
-            )
-        for position, module in enumerate(modules, 1):
-            progress(position, len(modules) + 1, title)
-            told = self._try([module]) if module != "numpy" else found
-            found |= {module.partition(".")[0]: f"does not load: {told}"} if isinstance(told, str) else told
-        progress(len(modules) + 1, len(modules) + 1, title)
+            found = self._try([])
+            if isinstance(found, str):
+                self._remove(self._folder)
+                raise TargetError(
+                    f"the Python that was sent does not run on {self._connection.name}: {found}",
+                    f"Does the system execute files below {self._base}? {FOLDER} names another folder. "
+                    "The same command sends it anew.",
+                )
+            for position, module in enumerate(modules, 1):
+                progress(position, len(modules) + 1, title)
+                told = self._try([module])
+                found |= {module.partition(".")[0]: f"does not load: {told}"} if isinstance(told, str) else told
+        progress(1, 1, title)
         return found | no_wheels(self._architecture)
 
     def _try(self, modules: Sequence[str]) -> dict[str, str] | str:
-        """What imported modules tell of themselves, or the last words of the failure."""
+        """What NumPy and other modules tell of themselves, or the last words of the failure."""
         done = self._connection.run(["sh", f"{self._launcher}.new", "-c", TRY, *modules], timeout_s=_TRY_S)
         if done.code == 0:
             versions: dict[str, str] = json.loads(done.stdout)
@@ -272,9 +275,9 @@ base={shlex.quote(base)}
 # These are of the device's own C library, and of its own Python.
 unset LD_PRELOAD LD_LIBRARY_PATH PYTHONPATH PYTHONSTARTUP
 export PYTHONHOME="$here/usr" PYTHONNOUSERSITE=1 LC_ALL=C.UTF-8 TF_CPP_MIN_LOG_LEVEL=2
-for one in "$TMPDIR" /tmp "$base"; do test -d "$one" && test -w "$one" && break; done
+for one in "$TMPDIR" /tmp "$here/tmp"; do test -d "$one" && test -w "$one" && break; done
 TMPDIR="$one"
-test -w "$HOME" || HOME="$base"
+test -n "$HOME" && test -w "$HOME" || HOME="$here/tmp"
 export TMPDIR HOME
 # So that what Python calls its own name is this script again.
 exec "$here/{packed.loader}" --inhibit-cache --argv0 "$base/{LAUNCHER}" --library-path "$here/lib" "$here/{packed.python}" "$@"

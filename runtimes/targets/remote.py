@@ -71,6 +71,7 @@ class RemoteTarget(Target):
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.name = connection.name
+        self.repair = f"edgekit target setup {self.name}"
         self._session: tuple[str, str, str] | None = None
 
     @classmethod
@@ -145,22 +146,22 @@ class RemoteTarget(Target):
             if version < (3, 10):
                 raise TargetError(
                     f"{python} on {self.name} is version {'.'.join(map(str, version))}, and the worker needs 3.10",
-                    f"{self._repair()} Or name a newer one with {PYTHON}.",
+                    f"{self._told_repair()} Or name a newer one with {PYTHON}.",
                 )
             if self.connection.run([python, "-c", "import numpy"]).code:
                 raise TargetError(
-                    f"{python} on {self.name} has no NumPy", f"{self._repair()} Or, on the target: {_venv(base)}"
+                    f"{python} on {self.name} has no NumPy", f"{self._told_repair()} Or, on the target: {_venv(base)}"
                 )
             return python
         raise TargetError(
             f"there is no Python on {self.name} ({', '.join(tried)})",
-            f"{self._repair()} Or, on the target: install python3 (apt-get install python3-venv), then {_venv(base)}; "
+            f"{self._told_repair()} Or, on the target: install python3 (apt-get install python3-venv), then {_venv(base)}; "
             f"or name one with {PYTHON}.",
         )
 
-    def _repair(self) -> str:
+    def _told_repair(self) -> str:
         without = f", without {PYTHON}" if os.environ.get(PYTHON) else ""
-        return f"Run{without}: edgekit target setup {self.name}  (it sends one)."
+        return f"Run{without}: {self.repair}  (it sends one)."
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -54,7 +54,9 @@ class SshTarget(RemoteTarget):
     """
 
     name = "ssh"
-    summary: ClassVar[str] = "a board or server that OpenSSH reaches with a key, with Python and a runtime on it"
+    summary: ClassVar[str] = (
+        "a board or server that OpenSSH reaches with a key, with Python and a runtime on it or sent there"
+    )
     example: ClassVar[str] = "ssh:pi@raspberrypi.local"
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from edgekit.errors import PackagesError, TargetError, UsageError, WorkerCrashError
 from edgekit.runtimes.runtime import Options
-from edgekit.runtimes.targets.adb import AdbConnection, device_facts
+from edgekit.runtimes.targets.adb import AdbConnection, AdbTarget, device_facts
 from edgekit.runtimes.targets.check import check
 from edgekit.runtimes.targets.target import Target, target_for
 from edgekit.testing.adbd import Device, adb
@@ -96,6 +97,17 @@ def test_what_is_missing_is_told_with_what_to_do(device: Device, monkeypatch: py
     assert "no adb on the PATH" in check(name).problem
     with pytest.raises(UsageError, match="no serial number"):
         target_for("adb:-e")
+
+
+def test_a_machine_that_no_python_is_sent_to_is_told_what_to_install(device: Device) -> None:
+    machine = platform.machine()
+    if machine in ("aarch64", "armv7l"):
+        pytest.skip("this machine is one that a Python is sent to")
+    with pytest.raises(
+        TargetError, match=rf"adb:\S+ is {machine}, and edgekit brings .* aarch64 and armv7l only"
+    ) as caught:
+        AdbTarget.setup(lambda done, total, text: None, device.serial)
+    assert "pip install numpy" in caught.value.remedy
 
 
 def test_facts_of_the_device(device: Device) -> None:
