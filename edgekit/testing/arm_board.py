@@ -21,7 +21,7 @@ from edgekit.runtimes.targets import debian, emulated_root
 from edgekit.runtimes.targets.emulated_cpus import CPUS
 from edgekit.runtimes.targets.emulated_site import base
 
-_SMALL_DISK = "100m"
+_SMALL_DISK = "60m"
 _LIBRARIES = ("lib64", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 # The first bytes of a program: ELF of 64 (32) bits, little endian, executable or shared, for AArch64 (ARM).
 _MAGIC = {

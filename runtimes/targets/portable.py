@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import shlex
+import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -172,13 +173,14 @@ class _Sending:
         }  # fmt: skip
 
     def _others(self) -> list[str]:
-        """The versions before this one, and what is left of them."""
+        """Versions other than this one, and what is left of them."""
         listed = self._connection.run(["ls", self._base]).stdout.split()
         paths = [f"{self._base}/{name}" for name in listed if name.startswith("python-")]
-        return [path for path in paths if path != self._folder]
+        return [path for path in paths if path not in (self._folder, self._parts)]
 
     def _send(self, progress: debian.Progress) -> int:
-        self._remove(self._partial)
+        # What another version left half-way would only take room.
+        self._remove(self._partial, *(path for path in self._others() if path.endswith((".part", ".parts"))))
         self._done(["mkdir", "-p", self._parts], self._parts)
         have = set(self._connection.run(["ls", self._parts]).stdout.split())
         missing = [chunk for chunk in self._packed.chunks if chunk.name not in have]
@@ -247,7 +249,10 @@ class _Sending:
             versions: dict[str, str] = json.loads(done.stdout)
             return versions
         said = done.stderr.strip().splitlines()
-        return said[-1][:300] if said else f"exit code {done.code}"
+        # A shell tells a signal as 128 and its number.
+        killed = done.code - 128 in set(signal.Signals)
+        end = f"killed by {signal.Signals(done.code - 128).name}" if killed else f"exit code {done.code}"
+        return f"{end}: {said[-1][:300]}" if said else end
 
     def _remove(self, *paths: str) -> None:
         if paths:

@@ -49,6 +49,7 @@ for name in os.listdir(base):
         shutil.rmtree(path, ignore_errors=True)
 """
 _WRITABLE = 'mkdir -p "$f" 2>/dev/null && test -w "$f" && printf %s "$f" && exit 0'
+_LOOK = "import sys; print(*sys.version_info[:2], flush=True); import numpy"
 _START = """
 import os, sys
 sys.path[:1] = sys.argv[1:3]
@@ -139,8 +140,8 @@ class RemoteTarget(Target):
         named = os.environ.get(PYTHON)
         tried = [named] if named else [f"{base}/venv/bin/python", f"{base}/{portable.LAUNCHER}", "python3"]
         for python in tried:
-            done = self.connection.run([python, "-c", "import sys; print(*sys.version_info[:2])"])
-            if done.code:
+            done = self.connection.run([python, "-c", _LOOK])
+            if not done.stdout:
                 continue
             version = tuple(int(part) for part in done.stdout.split())
             if version < (3, 10):
@@ -148,7 +149,7 @@ class RemoteTarget(Target):
                     f"{python} on {self.name} is version {'.'.join(map(str, version))}, and the worker needs 3.10",
                     f"{self._told_repair()} Or name a newer one with {PYTHON}.",
                 )
-            if self.connection.run([python, "-c", "import numpy"]).code:
+            if done.code:
                 raise TargetError(
                     f"{python} on {self.name} has no NumPy", f"{self._told_repair()} Or, on the target: {_venv(base)}"
                 )

@@ -13,6 +13,7 @@ import pytest
 
 from edgekit.errors import PackagesError, TargetError, UsageError, WorkerCrashError
 from edgekit.runtimes.runtime import Options
+from edgekit.runtimes.targets import portable
 from edgekit.runtimes.targets.adb import AdbConnection, AdbTarget, device_facts
 from edgekit.runtimes.targets.check import check
 from edgekit.runtimes.targets.target import Target, target_for
@@ -108,6 +109,13 @@ def test_a_machine_that_no_python_is_sent_to_is_told_what_to_install(device: Dev
     ) as caught:
         AdbTarget.setup(lambda done, total, text: None, device.serial)
     assert "pip install numpy" in caught.value.remedy
+
+
+def test_a_shell_without_tar_is_told_before_anything_is_sent(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portable, "asked", lambda *at: portable.Device("aarch64", lacks=("tar", "gzip")))
+    with pytest.raises(TargetError, match=r"shell of adb:\S+ has no tar and no gzip") as caught:
+        AdbTarget.setup(lambda done, total, text: None, device.serial)
+    assert "busybox" in caught.value.remedy
 
 
 def test_facts_of_the_device(device: Device) -> None:

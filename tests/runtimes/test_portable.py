@@ -30,7 +30,7 @@ from edgekit.runtimes.targets.adb import AdbConnection, AdbTarget
 from edgekit.runtimes.targets.check import check
 from edgekit.runtimes.targets.emulated_cpus import ARM64, ARMV7
 from edgekit.runtimes.targets.ssh import SshTarget
-from edgekit.runtimes.targets.target import target_for
+from edgekit.runtimes.targets.target import Target, target_for
 from edgekit.sources.load import load
 from edgekit.testing.adbd import Device, adb
 from edgekit.testing.arm_board import ArmBoard, arm_board
@@ -194,31 +194,39 @@ def x() -> np.ndarray:
     return np.asarray(to_inputs(split.images(split.spread(8)), load("zoo:digits-cnn").preprocessing))
 
 
+@pytest.fixture(scope="module")
+def target(name: str, set_up: dict[str, Any]) -> Iterator[Target]:
+    """The phone, with its Python."""
+    with target_for(name) as found:
+        yield found
+
+
 @pytest.mark.targets
-def test_outputs_there_are_those_of_this_machine(
-    name: str, set_up: dict[str, Any], files: dict[str, Path], x: np.ndarray
-) -> None:
+def test_outputs_there_are_those_of_this_machine(target: Target, files: dict[str, Path], x: np.ndarray) -> None:
     assert sorted(files) == ["ncnn", "onnxruntime", "tflite"]
-    with target_for(name) as phone, target_for("local") as here:
-        assert phone.describe()["cpu"] == "Cortex-A72"
-        for runtime, path in files.items():
-            with phone.worker() as there, here.worker() as local:
-                there.open(path, runtime, Options())
-                local.open(path, runtime, Options())
-                expected = local.run(x)[0]
-                assert np.ptp(expected) > 1
-                np.testing.assert_allclose(there.run(x)[0], expected, atol=1e-4)
+    assert target.describe()["cpu"] == "Cortex-A72"
+    for runtime, path in files.items():
+        with target.worker() as there, target_for("local").worker() as here:
+            there.open(path, runtime, Options())
+            here.open(path, runtime, Options())
+            expected = here.run(x)[0]
+            assert np.ptp(expected) > 1
+            np.testing.assert_allclose(there.run(x)[0], expected, atol=1e-4)
 
 
 @pytest.mark.targets
-def test_what_is_usable_is_told_and_a_crash_keeps_its_name(name: str, set_up: dict[str, Any], tmp_path: Path) -> None:
-    found = check(name)
-    assert found.problem == ""
-    assert [one for one in found.runtimes if found.runtimes[one]["usable"]] == ["onnxruntime", "tflite", "ncnn"]
-    with target_for(name).worker() as worker:
+def test_a_crash_there_keeps_its_name(target: Target, tmp_path: Path) -> None:
+    with target.worker() as worker:
         worker.open(write_fake(tmp_path / "crash.fake", crash="invoke"), RUNTIME, Options())
         with pytest.raises(WorkerCrashError, match=r"crash\.fake was killed by SIGSEGV"):
             worker.run(X)
+
+
+@pytest.mark.targets
+def test_what_is_usable_there_is_told(name: str, set_up: dict[str, Any]) -> None:
+    found = check(name)
+    assert found.problem == ""
+    assert [one for one in found.runtimes if found.runtimes[one]["usable"]] == ["onnxruntime", "tflite", "ncnn"]
 
 
 @pytest.mark.targets
@@ -226,7 +234,7 @@ def test_a_full_disk_leaves_nothing_there(name: str, phone: ArmBoard, monkeypatc
     monkeypatch.setenv("EDGEKIT_TARGET_FOLDER", "/small/edgekit")
     serial = name.partition(":")[2]
     with pytest.raises(
-        TargetError, match=r"disk of adb:\S+ is full: the Python needs \d+ MB in /small/edgekit, and 10\d MB"
+        TargetError, match=r"disk of adb:\S+ is full: the Python needs \d+ MB in /small/edgekit, and 6\d MB"
     ):
         AdbTarget.setup(_quiet, serial)
     assert _listed(phone, "/small/edgekit") == set()
