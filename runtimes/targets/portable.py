@@ -40,7 +40,8 @@ _ABI_64 = "arm64-v8a"
 _ASK = """
 echo "machine $(uname -m)"
 echo "abis $(getprop ro.product.cpu.abilist 2>/dev/null)"
-for name in tar gzip; do command -v $name >/dev/null || echo "lacks $name"; done
+command -v tar >/dev/null || echo "lacks tar"
+command -v gzip >/dev/null || command -v gunzip >/dev/null || command -v zcat >/dev/null || echo "lacks gzip"
 test -x /system/bin/sh && echo "shell /system/bin/sh" || echo "shell /bin/sh"
 echo "room $(df -P -k "$1" 2>/dev/null | tail -n 1)"
 """
@@ -48,7 +49,8 @@ echo "room $(df -P -k "$1" 2>/dev/null | tail -n 1)"
 _UNPACK = f"""
 to="$1"; shift
 rm -rf "$to" && mkdir "$to" || exit 1
-(cat "$@" | gzip -dc && : >"$to/read") | (tar -xf - -C "$to"; code=$?; cat >/dev/null; exit $code) || exit 1
+for inflate in "gzip -dc" "gunzip -c" "zcat"; do command -v ${{inflate%% *}} >/dev/null && break; done
+(cat "$@" | $inflate && : >"$to/read") | (tar -xf - -C "$to"; code=$?; cat >/dev/null; exit $code) || exit 1
 test -f "$to/read" || exit 1
 test -f "$to/{LAST}" || {{ echo "the archive ends too early" >&2; exit 1; }}
 rm "$to/read" && mkdir "$to/tmp"

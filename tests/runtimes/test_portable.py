@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from edgekit.cache import alone, cache_folder
 from edgekit.cli.main import app
 from edgekit.data.dataset import to_inputs
 from edgekit.data.references import load_data
 from edgekit.errors import PackagesError, TargetError, WorkerCrashError
 from edgekit.export.run import export
 from edgekit.runtimes.runtime import Options, runtime_of_file
-from edgekit.runtimes.targets import elf, portable, portable_archive
+from edgekit.runtimes.targets import debian, elf, portable, portable_archive
 from edgekit.runtimes.targets.adb import AdbConnection, AdbTarget
 from edgekit.runtimes.targets.check import check
 from edgekit.runtimes.targets.emulated_cpus import ARM64, ARMV7
@@ -73,6 +74,63 @@ def test_what_a_program_is_linked_with_is_what_readelf_says() -> None:
     assert list(found.needed) == [line.split("[")[1][:-1] for line in told.splitlines() if "(NEEDED)" in line]
     assert f"interpreter: {found.loader}]" in told
     assert elf.read(Path(__file__)) is None
+
+
+def _tools_of_android(folder: Path) -> dict[str, str]:
+    """Variables that bring Android's shell and tools onto the PATH, in Debian's builds: mksh and toybox."""
+    unpacked = cache_folder() / "tests" / "toybox"
+    with alone("toybox"):
+        if not unpacked.is_dir():
+            debian.unpack(("toybox", "mksh"), debian.host_architecture(), unpacked, _quiet)
+    toybox = unpacked / "bin" / "toybox"
+    listed = subprocess.run([toybox], capture_output=True, text=True, check=True).stdout.split()
+    for command in listed:
+        (folder / command).symlink_to(toybox)
+    (folder / "sh").unlink(missing_ok=True)
+    (folder / "sh").symlink_to(unpacked / "bin" / "mksh")
+    return {"PATH": str(folder)}
+
+
+@pytest.mark.parametrize("tools", ["this machine's", pytest.param("Android's", marks=pytest.mark.targets)])
+def test_a_shell_unpacks_the_whole_or_fails(tools: str, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    try:
+        variables = _tools_of_android(tmp_path / "bin") if tools == "Android's" else {"PATH": os.environ["PATH"]}
+    except (PackagesError, OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"toybox can't be had or does not run here: {error}")
+    shell = shutil.which("sh", path=variables["PATH"])
+    assert shell is not None
+    (large := tmp_path / "large").write_bytes(np.random.default_rng(0).bytes(9_000_000))
+    (program := tmp_path / "program").write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    deep = "usr/lib/" + "/".join(["a_folder_with_a_long_name"] * 5) + "/module.py"
+    assert len(deep) > 100, "it takes two fields of a tar header"
+    files = {"lib/large": large, "usr/bin/python3.11": program, deep: program}
+    portable_archive._pack(files, tmp_path / "packed", ARM64, _quiet)
+    chunks = sorted((tmp_path / "packed").iterdir())
+    assert len(chunks) == 3
+
+    def unpack(*parts: Path) -> subprocess.CompletedProcess[str]:
+        words = [shell, "-c", portable._UNPACK, "sh", str(tmp_path / "there"), *map(str, parts)]
+        return subprocess.run(words, env=variables, capture_output=True, text=True, check=False)
+
+    assert unpack(*chunks).stderr == ""
+    for name, path in files.items():
+        there = tmp_path / "there" / name
+        assert there.read_bytes() == path.read_bytes()
+        assert os.access(there, os.X_OK) == os.access(path, os.X_OK)
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {"lib", "usr", "tmp", portable_archive.LAST}
+    assert unpack(*chunks[:-1]).returncode != 0
+    damaged = bytearray(chunks[1].read_bytes())
+    damaged[2_000_000] ^= 1
+    (tmp_path / "damaged").write_bytes(damaged)
+    assert unpack(chunks[0], tmp_path / "damaged", chunks[2]).returncode != 0
+
+    told = subprocess.run(
+        [shell, "-c", portable._ASK, "sh", str(tmp_path)], env=variables, capture_output=True, text=True, check=True
+    ).stdout
+    assert "lacks" not in told
+    assert int(told.partition("room ")[2].split()[3]) > 0
 
 
 @pytest.fixture(scope="module")
