@@ -37,7 +37,7 @@ _LEVEL = 6
 _NOT_PACKED = re.compile(
     # Debian links what is below python3.N/dist-packages into python3/dist-packages, which is packed.
     r"""^usr/lib/python3\.\d+/dist-packages/
-    | /(__pycache__ | tests? | testing/tests | idlelib | lib2to3 | turtledemo | tkinter | pydoc_data | ensurepip | unittest/mock
+    | /(__pycache__ | tests? | idlelib | lib2to3 | turtledemo | tkinter | pydoc_data | ensurepip
          | config-3[^/]* | pkg_resources | f2py | numpy/distutils | numpy/typing
          | onnxruntime/(tools|transformers|quantization|datasets|backend) | ai_edge_litert/(aot|tools) | ncnn/model_zoo )/
     | \.(a|h|c|pyi|pxd|pyx|la|exe)$
