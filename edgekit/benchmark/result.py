@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -69,7 +69,9 @@ class BenchResult:
 
     Attributes:
         rows: In the order of what was given.
-        target: The machine.
+        target: The machine, before.
+        target_after: What it told otherwise when the last cell had been measured: clocks, temperatures, a phone's thermal
+            status and battery.
         plan: How long was measured.
         data: The data reference; empty for none.
         warnings: What may have spoilt the figures.
@@ -80,6 +82,7 @@ class BenchResult:
     plan: Plan
     data: str = ""
     warnings: tuple[str, ...] = ()
+    target_after: dict[str, Any] = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[Row, ...]:
@@ -102,6 +105,7 @@ class BenchResult:
             "kind": KIND,
             "edgekit": version("edgekit"),
             "target": self.target,
+            "target_after": self.target_after,
             "plan": asdict(self.plan),
             "data": self.data,
             "warnings": list(self.warnings),

@@ -96,16 +96,17 @@ def bench(
         if plan.within is not None and not pairs:
             raise UsageError("--within is about ratios, and there is no baseline here", "Give a second file or bundle.")
         found = measure([c.cell for c in able], [c.x for c in able], place, plan, progress, journal, pairs)
+        after = place.describe()
         measured = {id(candidate): one for candidate, one in zip(able, found, strict=True)}
         # What crashed or hung when it was timed would do so again.
         fine = [candidate for candidate in able if not measured[id(candidate)].error]
         accuracies = _accuracies(fine, dataset, place, images, plan, journal, progress) if dataset is not None else {}
-        after = place.describe()
     rows = [_row(candidate, measured.get(id(candidate)), accuracies) for candidate in candidates]
     rows = _compared(rows, candidates, reference, plan.seed)
     result = BenchResult(
         rows=tuple(rows),
         target=machine,
+        target_after={key: value for key, value in after.items() if value != machine.get(key)},
         plan=plan,
         data=dataset.name if dataset is not None else "",
         warnings=(*_warnings(machine, after, place, threads), *_wide(rows, plan), *left_out),

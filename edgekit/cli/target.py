@@ -19,6 +19,8 @@ Examples:
   edgekit target setup emulated
 
   edgekit target check emulated:cortex-a76
+
+  edgekit target setup adb
 """,
 )
 
@@ -52,11 +54,15 @@ def list_targets(as_json: options.AsJson = False) -> None:
 def setup(
     kind: Annotated[
         str,
-        typer.Argument(metavar="KIND", help="The kind of target, or one: emulated, emulated:CPU.", show_default=False),
+        typer.Argument(
+            metavar="KIND[:PLACE]",
+            help="The kind of target, or one: emulated, emulated:CPU, adb[:SERIAL], ssh:[USER@]HOST[:PORT].",
+            show_default=False,
+        ),
     ],
     as_json: options.AsJson = False,
 ) -> None:
-    """Make what a kind of target needs on this machine; what is there is kept, and a cut-off set-up goes on.
+    """Make what a target needs; what is there is kept, and a cut-off set-up goes on.
 
     Examples:
 
@@ -64,7 +70,13 @@ def setup(
 
       edgekit target setup emulated:cortex-a7
 
+      edgekit target setup adb
+
+      edgekit target setup ssh:root@192.168.1.7
+
     It lies in ~/.cache/edgekit, or where EDGEKIT_CACHE says, needs no root rights, and can be deleted at any time.
+    A phone, or a board without Python, is sent one with NumPy and the runtimes (ARM; 140 MB there, less on 32 bits), which
+    edgekit makes here first. It lies in the worker's folder there (see: edgekit target check --help).
     """
     from edgekit.cli import render
     from edgekit.runtimes.targets.target import target_kind
@@ -100,7 +112,8 @@ def check(
       edgekit target check ssh:pi@raspberrypi.local
 
     On a board or phone the worker lies in ~/.cache/edgekit (/data/local/tmp/edgekit), or where EDGEKIT_TARGET_FOLDER says;
-    its Python is venv/bin/python there, else python3, else what EDGEKIT_TARGET_PYTHON names.
+    its Python is what EDGEKIT_TARGET_PYTHON names, else venv/bin/python there, else the one that edgekit target setup sent,
+    else python3.
     """
     from edgekit.cli import render
     from edgekit.runtimes.targets.check import check as look

@@ -1,6 +1,7 @@
 """The device's side of adb on loopback, for tests: enough of the protocol for Android's real client, and no Android behind it.
 
-Its shell is this machine's, with a few of Android's commands that answer in Android's format. The protocol is that of AOSP's
+Its shell is this machine's, or that of an emulated board (:mod:`edgekit.testing.arm_board`), with a few of Android's commands
+that answer in Android's format. The protocol is that of AOSP's
 ``adb/protocol.txt``, ``shell_protocol.h`` and ``SYNC.TXT``: connect, shell v2 with exit codes, push and pull.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from edgekit.cache import alone, cache_folder
 from edgekit.errors import TargetError
 from edgekit.runtimes.targets import debian
+from edgekit.testing.arm_board import ArmBoard
 
 # From this version on messages carry no checksum.
 _VERSION, _MAX_DATA, _SYNC_DATA = 0x01000001, 256 * 1024, 64 * 1024
@@ -42,14 +44,16 @@ class Device:
 
     Args:
         folder: For its commands.
+        board: Whose shell it has; this machine's if None.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        (folder / "bin").mkdir()
+    def __init__(self, folder: Path, board: ArmBoard | None = None) -> None:
+        self._folder, self._board = folder, board
+        programs = board.path(board.programs) if board else folder / "bin"
+        programs.mkdir(exist_ok=True)
         for name, script in _COMMANDS.items():
-            path = folder / "bin" / name
-            path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+            path = programs / name
+            path.write_text(f"#!{board.shell if board else '/bin/sh'}\n{script}\n", encoding="utf-8")
             path.chmod(0o755)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._connections: list[socket.socket] = []
@@ -65,9 +69,20 @@ class Device:
                 self._connections.append(connection)
                 threading.Thread(target=_Link(connection, self).serve, daemon=True).start()
 
-    def environment(self) -> dict[str, str]:
-        """Of its shell."""
-        return {"PATH": f"{self._folder}/bin:{os.environ['PATH']}", "HOME": str(self._folder), "LANG": "C.UTF-8"}
+    def start(self, command: str) -> subprocess.Popen[bytes]:
+        """Its shell at work on a command."""
+        environment = {"PATH": f"{self._folder}/bin:{os.environ['PATH']}", "HOME": str(self._folder), "LANG": "C.UTF-8"}
+        process = subprocess.Popen(
+            self._board.command(["sh", "-c", command]) if self._board else ["sh", "-c", command],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=None if self._board else environment, cwd="/", start_new_session=True,
+        )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def path(self, name: str) -> str:
+        """Where a file of the device is on this machine."""
+        return str(self._board.path(name)) if self._board else name
 
     def vanish(self) -> None:
         """Ends everything at once, as when the cable is pulled."""
@@ -188,11 +203,7 @@ def _guarded(work, stream: _Stream, service: str, device: Device) -> None:  # ty
 
 def _shell(stream: _Stream, service: str, device: Device) -> None:
     command = service.partition(":")[2]
-    process = subprocess.Popen(
-        ["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=device.environment(), cwd="/", start_new_session=True,
-    )  # fmt: skip
-    device.processes.append(process)
+    process = device.start(command)
     pumps = [
         threading.Thread(target=_pump, args=(pipe, kind, stream), daemon=True)
         for pipe, kind in ((process.stdout, _STDOUT), (process.stderr, _STDERR))
@@ -243,7 +254,7 @@ def _sync(stream: _Stream, service: str, device: Device) -> None:
         if request == b"QUIT":
             stream.close()
             return
-        path = stream.read(size).decode()
+        path = device.path(stream.read(size).decode())
         if request == b"STAT":
             with contextlib.suppress(OSError):
                 found = os.stat(path)

@@ -21,6 +21,7 @@ from pathlib import Path
 from edgekit.cache import alone, cache_folder
 from edgekit.errors import TargetError
 from edgekit.runtimes.targets import debian
+from edgekit.testing.arm_board import ArmBoard
 
 _SMALL_DISK = "16m"
 
@@ -57,12 +58,13 @@ class Sshd:
 
 
 @contextlib.contextmanager
-def sshd(folder: Path, hidden: Sequence[Path] = ()) -> Iterator[Sshd]:
+def sshd(folder: Path, hidden: Sequence[Path] = (), board: ArmBoard | None = None) -> Iterator[Sshd]:
     """Runs a server.
 
     Args:
         folder: For its keys and settings; short-lived.
         hidden: Folders that it shall not see, where that can be.
+        board: Whose shell it has; this machine's if None.
 
     Raises:
         TargetError: If its package can't be fetched, or it does not start.
@@ -85,6 +87,8 @@ def sshd(folder: Path, hidden: Sequence[Path] = ()) -> Iterator[Sshd]:
         "StrictModes": "no", "UsePAM": "no", "PidFile": "none", "PasswordAuthentication": "no", "PermitRootLogin": "yes",
         "MaxStartups": "50", "MaxSessions": "50",
     }  # fmt: skip
+    if board is not None:
+        settings["ForceCommand"] = f'exec {shlex.join(board.command(["sh", "-c"]))} "$SSH_ORIGINAL_COMMAND"'
     (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
     # -r: it must not start itself anew, for that would be with this machine's libraries.
     words = [*debian.host_program(unpacked, "usr/sbin/sshd"), "-D", "-e", "-r", "-f", str(folder / "sshd_config")]

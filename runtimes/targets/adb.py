@@ -1,7 +1,8 @@
 """An Android device over adb: ``adb``, or ``adb:SERIAL`` (as ``adb devices`` lists it; HOST:PORT for one on the network).
 
-Android's own client does the work. What the device tells of itself comes from its shell; files run where that shell can start
-a Python, which Android does not bring: ``EDGEKIT_TARGET_PYTHON`` names it.
+Android's own client does the work. What the device tells of itself comes from its shell; files are run by a Python, which
+Android does not bring: ``edgekit target setup adb`` sends one (:mod:`edgekit.runtimes.targets.portable`), or
+``EDGEKIT_TARGET_PYTHON`` names one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any, ClassVar
 
 from edgekit.errors import TargetError, UsageError
 from edgekit.runtimes.facts import cpu_facts
-from edgekit.runtimes.targets.remote import Connection, Done, RemoteTarget
+from edgekit.runtimes.targets.connection import Connection, Done
+from edgekit.runtimes.targets.remote import RemoteTarget
 from edgekit.runtimes.targets.target import Target
 
 _SERIAL = re.compile(r"[\w.\[][\w.:\[\]%-]*")
@@ -57,7 +59,7 @@ class AdbTarget(RemoteTarget):
     """
 
     name = "adb"
-    summary: ClassVar[str] = "an Android device that adb reaches; its shell must find a Python"
+    summary: ClassVar[str] = "an Android device that adb reaches, set up by: edgekit target setup adb"
     example: ClassVar[str] = "adb:SERIAL"
     # The one place where Android lets its shell write and execute.
     folders: ClassVar[Sequence[str]] = ("/data/local/tmp/edgekit",)

@@ -58,12 +58,17 @@ def check(name: str) -> Check:
     described = {key: value for key, value in described.items() if key != "runtimes"}
     usable = [runtime for runtime, found in runtimes.items() if found["usable"]]
     lines = [found["install"] for found in runtimes.values() if not found["usable"]]
+    first = (
+        f"Run: {target.repair}  (it sends a Python that has them). Or install one there"
+        if target.repair
+        else "Install one there"
+    )
     return Check(
         target=name,
         facts=described,
         runtimes=runtimes,
         problem="" if usable else "no runtime can be used there",
-        remedy="" if usable else f"Install one there: {' or '.join(lines)}",
+        remedy="" if usable else f"{first}: {' or '.join(lines)}",
     )
 
 

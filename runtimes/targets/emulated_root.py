@@ -33,7 +33,7 @@ from edgekit.runtimes.targets.emulated_cpus import ARM64, CORES, CPUS, Architect
 from edgekit.runtimes.targets.emulated_site import base, folder_of, name_of, python_of, without
 
 _TRY_S = 300
-_TRY = """
+TRY = """
 import importlib, json, platform, sys
 found = {"machine": platform.machine(), "python": platform.python_version()}
 for name in ("numpy", *sys.argv[1:]):
@@ -43,6 +43,7 @@ for name in ("numpy", *sys.argv[1:]):
     found |= {top: version} if version else {}
 print(json.dumps(found))
 """
+"""A program that imports NumPy and the modules it is given, and tells the versions as JSON."""
 
 
 @dataclass(frozen=True)
@@ -133,24 +134,46 @@ def setup(progress: debian.Progress, architecture: Architecture = ARM64) -> dict
     Raises:
         TargetError: If something is missing on this machine or can't be fetched, or the root does not run.
     """
+    fetch(progress, architecture)
     with alone("emulated"):
         folder = folder_of(architecture)
         if _qemu(architecture) is None:
             debian.unpack(("qemu-user",), debian.host_architecture(), base() / "qemu", progress)
-        if python_of(folder) is None:
-            debian.unpack(
-                architecture.packages, architecture.debian, folder / "root", progress,
-                suite=architecture.suite, links=architecture.links,
-            )  # fmt: skip
-        if not emulated_site.fits(architecture):
-            emulated_site.fill(architecture, progress)
         if not _cpus_fit(architecture):
             _make_cpus(architecture)
         progress(0, 1, "trying the runtimes under emulation")
         versions = _tried(root(architecture), architecture)
         progress(1, 1, "trying the runtimes under emulation")
-    versions |= {name_of(wheel): f"has no wheel for {architecture.name}" for wheel in without(architecture)}
-    return {"folder": str(folder), "size_bytes": size_on_disk(folder), "versions": versions}
+    return {
+        "folder": str(folder), "size_bytes": size_on_disk(folder), "versions": versions | no_wheels(architecture),
+    }  # fmt: skip
+
+
+def fetch(progress: debian.Progress, architecture: Architecture) -> None:
+    """Makes the Python and the wheels, where they are missing: what does not need the emulator.
+
+    Raises:
+        TargetError: If something can't be fetched.
+    """
+    with alone("emulated"):
+        if python_of(folder_of(architecture)) is None:
+            debian.unpack(
+                architecture.packages, architecture.debian, folder_of(architecture) / "root", progress,
+                suite=architecture.suite, links=architecture.links,
+            )  # fmt: skip
+        if not emulated_site.fits(architecture):
+            emulated_site.fill(architecture, progress)
+
+
+def modules_of(architecture: Architecture) -> list[str]:
+    """What can be imported there."""
+    lacking = {name_of(wheel) for wheel in without(architecture)}
+    return [module for wheel, module in architecture.modules.items() if name_of(wheel) not in lacking]
+
+
+def no_wheels(architecture: Architecture) -> dict[str, str]:
+    """What is not there, in words, for it is not published."""
+    return {name_of(wheel): f"has no wheel for {architecture.name}" for wheel in without(architecture)}
 
 
 def _qemu(architecture: Architecture) -> tuple[str, ...] | None:
@@ -204,9 +227,7 @@ def _make_cpus(architecture: Architecture) -> None:
 
 
 def _tried(made: Root, architecture: Architecture) -> dict[str, str]:
-    lacking = {name_of(wheel) for wheel in without(architecture)}
-    modules = [module for wheel, module in architecture.modules.items() if wheel not in lacking]
-    words = made.command(architecture.example, ["-c", _TRY, *modules])
+    words = made.command(architecture.example, ["-c", TRY, *modules_of(architecture)])
     try:
         done = subprocess.run(
             words, capture_output=True, text=True, env=made.environment(), timeout=_TRY_S, check=False, cwd=made.folder

@@ -6,7 +6,6 @@ few files, kept by their content, and a folder for each session that goes with i
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import io
 import os
@@ -17,21 +16,19 @@ import tarfile
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
 from edgekit.errors import TargetError, UsageError
 from edgekit.files import disk_errors, sha256_file
-from edgekit.runtimes.targets import kit
+from edgekit.runtimes.targets import kit, portable
+from edgekit.runtimes.targets.connection import FOLDER, Connection
 from edgekit.runtimes.targets.link import Transfer
 from edgekit.runtimes.targets.target import Target
 
-FOLDER = "EDGEKIT_TARGET_FOLDER"
 PYTHON = "EDGEKIT_TARGET_PYTHON"
-_ASK_S, _COPY_S = 60.0, 1800.0
 _STALE_S = 86_400
 # What an ncnn file has beside it.
 _BESIDE = (".bin", ".json")
@@ -52,6 +49,7 @@ for name in os.listdir(base):
         shutil.rmtree(path, ignore_errors=True)
 """
 _WRITABLE = 'mkdir -p "$f" 2>/dev/null && test -w "$f" && printf %s "$f" && exit 0'
+_LOOK = "import sys; print(*sys.version_info[:2], flush=True); import numpy"
 _START = """
 import os, sys
 sys.path[:1] = sys.argv[1:3]
@@ -59,97 +57,6 @@ os.chdir(sys.argv[3])
 from edgekit.runtimes.worker import main
 main(supervised=True)
 """
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command on the target ended.
-
-    Attributes:
-        code: Its exit code.
-        stdout: What it said.
-        stderr: What it complained of.
-    """
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-class Connection(abc.ABC):
-    """A shell on the target, reached through a client program of this machine.
-
-    An implementation guarantees: exit codes are those of the command on the target; ``words`` are an argument list, and
-    arrive as one; a connection that can't be made or was lost is a TargetError.
-    """
-
-    name: str
-
-    @abc.abstractmethod
-    def command(self, words: Sequence[str], *, alone: bool = False) -> list[str]:
-        """The local words that run these words there; ``alone``: over a connection of their own, which ends with them."""
-
-    @abc.abstractmethod
-    def failure(self, code: int, stderr: str) -> TargetError | None:
-        """The error that a client's exit stands for, if it was the connection's and not the command's."""
-
-    @abc.abstractmethod
-    def put(self, path: Path, there: str) -> None:
-        """Copies a file there, where it takes its name when it is whole."""
-
-    @abc.abstractmethod
-    def get(self, there: str, path: Path) -> None:
-        """Copies a file here."""
-
-    def close(self) -> None:
-        """Lets go of the connection."""
-
-    def run(self, words: Sequence[str], *, timeout_s: float = _ASK_S, stdin: Any = subprocess.DEVNULL) -> Done:
-        """Runs a command there and waits for it.
-
-        Raises:
-            TargetError: If the connection fails, or the command takes too long.
-        """
-        return self.local(self.command(words), timeout_s, stdin=stdin)
-
-    def local(
-        self, words: Sequence[str], timeout_s: float, *, stdin: Any = subprocess.DEVNULL, stdout: Any = None
-    ) -> Done:
-        """Runs the client program itself."""
-        try:
-            done = subprocess.run(
-                words,
-                stdin=stdin,
-                stdout=stdout or subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                timeout=timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise TargetError(f"{self.name} gave no answer in {timeout_s:g} s", "Is it still there?") from error
-        except FileNotFoundError as error:
-            raise TargetError(
-                f"there is no {words[0]} on the PATH", f"Install its package to reach {self.name}."
-            ) from error
-        found = Done(
-            done.returncode, (done.stdout or b"").decode(errors="replace"), done.stderr.decode(errors="replace")
-        )
-        failed = self.failure(found.code, found.stderr)
-        if failed is not None:
-            raise failed
-        return found
-
-    def copied(self, done: Done, what: str, size: int | None = None) -> None:
-        """Turns a copy that failed on the target into an error of ours."""
-        if done.code == 0:
-            return
-        if "No space left" in done.stderr or "Disk quota" in done.stderr:
-            much = f" ({size} bytes)" if size is not None else ""
-            raise TargetError(
-                f"the disk of {self.name} is full: {what}{much} could not be sent",
-                f"Free some space there, or name another folder with {FOLDER}; nothing was left half-written.",
-            )
-        raise TargetError(f"{what} could not be copied: {_last(done.stderr) or f'exit code {done.code}'}")
 
 
 class RemoteTarget(Target):
@@ -165,7 +72,17 @@ class RemoteTarget(Target):
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.name = connection.name
+        self.repair = f"edgekit target setup {self.name}"
         self._session: tuple[str, str, str] | None = None
+
+    @classmethod
+    def setup(cls, progress: Callable[[int, int, str], None], place: str = "") -> dict[str, Any]:
+        """Sends a Python with NumPy and the runtimes, for a target that has none: see
+        :mod:`edgekit.runtimes.targets.portable`."""
+        with cls.at(place) as target:
+            assert isinstance(target, RemoteTarget)
+            base = target._base()
+            return portable.send(target.connection, base, _venv(base), progress)
 
     def describe(self) -> dict[str, Any]:
         with self.worker() as worker:
@@ -221,25 +138,31 @@ class RemoteTarget(Target):
 
     def _python(self, base: str) -> str:
         named = os.environ.get(PYTHON)
-        own = f"{base}/venv/bin/python"
-        tried = [named] if named else [own, "python3"]
+        tried = [named] if named else [f"{base}/venv/bin/python", f"{base}/{portable.LAUNCHER}", "python3"]
         for python in tried:
-            done = self.connection.run([python, "-c", "import sys; print(*sys.version_info[:2])"])
-            if done.code:
+            done = self.connection.run([python, "-c", _LOOK])
+            if not done.stdout:
                 continue
             version = tuple(int(part) for part in done.stdout.split())
             if version < (3, 10):
                 raise TargetError(
                     f"{python} on {self.name} is version {'.'.join(map(str, version))}, and the worker needs 3.10",
-                    f"Name a newer one with {PYTHON}.",
+                    f"{self._told_repair()} Or name a newer one with {PYTHON}.",
                 )
-            if self.connection.run([python, "-c", "import numpy"]).code:
-                raise TargetError(f"{python} on {self.name} has no NumPy", f"On the target: {_venv(base)}")
+            if done.code:
+                raise TargetError(
+                    f"{python} on {self.name} has no NumPy", f"{self._told_repair()} Or, on the target: {_venv(base)}"
+                )
             return python
         raise TargetError(
             f"there is no Python on {self.name} ({', '.join(tried)})",
-            f"On the target: install python3 (apt-get install python3-venv), then {_venv(base)}; or name one with {PYTHON}.",
+            f"{self._told_repair()} Or, on the target: install python3 (apt-get install python3-venv), then {_venv(base)}; "
+            f"or name one with {PYTHON}.",
         )
+
+    def _told_repair(self) -> str:
+        without = f", without {PYTHON}" if os.environ.get(PYTHON) else ""
+        return f"Run{without}: {self.repair}  (it sends one)."
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -307,8 +230,3 @@ class _OverConnection(Transfer):
 
 def _venv(base: str) -> str:
     return f"python3 -m venv {base}/venv && {base}/venv/bin/pip install numpy onnxruntime ai-edge-litert ncnn"
-
-
-def _last(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1][:300] if lines else ""

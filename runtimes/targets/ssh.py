@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgekit.errors import TargetError, UsageError
-from edgekit.runtimes.targets.remote import Connection, RemoteTarget
+from edgekit.runtimes.targets.connection import Connection
+from edgekit.runtimes.targets.remote import RemoteTarget
 from edgekit.runtimes.targets.target import Target
 
 CONFIG = "EDGEKIT_SSH_CONFIG"
@@ -53,7 +54,9 @@ class SshTarget(RemoteTarget):
     """
 
     name = "ssh"
-    summary: ClassVar[str] = "a board or server that OpenSSH reaches with a key, with Python and a runtime on it"
+    summary: ClassVar[str] = (
+        "a board or server that OpenSSH reaches with a key, with Python and a runtime on it or sent there"
+    )
     example: ClassVar[str] = "ssh:pi@raspberrypi.local"
 
     @classmethod

@@ -44,6 +44,8 @@ class Target(abc.ABC):
     """Whether the whole of edgekit is there, torch with it."""
     batch_size: ClassVar[int] = 128
     """Inputs that are sent at a time when a data set is run."""
+    repair: str = ""
+    """The command that brings it what files are run with; empty where there is none."""
     summary: ClassVar[str]
     """What it is, in a line."""
     example: ClassVar[str]
@@ -62,7 +64,7 @@ class Target(abc.ABC):
 
     @classmethod
     def setup(cls, progress: Callable[[int, int, str], None], place: str = "") -> dict[str, Any]:
-        """Makes what such targets need on this machine: ``folder``, ``size_bytes``, ``versions``.
+        """Makes what such targets need, on this machine or there: ``folder``, ``size_bytes``, ``versions``.
 
         Args:
             progress: Told how far it has come.

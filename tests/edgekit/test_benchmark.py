@@ -16,6 +16,7 @@ from edgekit.runtimes.measure import Plan
 from edgekit.runtimes.runtime import RUNTIMES
 from edgekit.runtimes.targets.target import TARGETS
 from edgekit.sources.load import load
+from edgekit.testing.fakes import FakeTarget
 
 QUICK = Plan(rounds=3, runs=5, seconds=0.0, warmup_runs=1, warmup_seconds=0.0)
 
@@ -101,6 +102,20 @@ def test_what_an_emulator_times_is_labelled(bundles: dict[str, Path], monkeypatc
     monkeypatch.setitem(TARGETS, "fake", "edgekit.testing.fakes:FakeTarget")  # type: ignore[arg-type]
     found = bench(bundles["int8"] / "exports" / "model.int8.onnx", plan=QUICK, target="fake")
     assert any("no latencies" in warning for warning in found.warnings)
+
+
+def test_a_result_keeps_what_the_device_told_before_and_after(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TARGETS, "fake", "edgekit.testing.fakes:FakeTarget")  # type: ignore[arg-type]
+    cool, warm = ({"thermal_status": status, "battery_percent": 87} for status in ("none", "severe"))
+    moments, describe = iter((cool, warm)), FakeTarget.describe
+    monkeypatch.setattr(FakeTarget, "describe", lambda self: {**describe(self), "temperature_c": None, **next(moments)})
+    found = bench(bundles["int8"] / "exports" / "model.int8.onnx", plan=QUICK, target="fake")
+    told = found.to_dict()
+    assert (told["target"]["thermal_status"], told["target"]["battery_percent"]) == ("none", 87)
+    assert told["target_after"] == {"thermal_status": "severe"}
+    assert any("thermal status is severe" in warning for warning in found.warnings)
 
 
 def test_usage(bundles: dict[str, Path], tmp_path: Path) -> None:

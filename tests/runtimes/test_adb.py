@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import pytest
 
 from edgekit.errors import PackagesError, TargetError, UsageError, WorkerCrashError
 from edgekit.runtimes.runtime import Options
-from edgekit.runtimes.targets.adb import AdbConnection, device_facts
+from edgekit.runtimes.targets import portable
+from edgekit.runtimes.targets.adb import AdbConnection, AdbTarget, device_facts
 from edgekit.runtimes.targets.check import check
 from edgekit.runtimes.targets.target import Target, target_for
 from edgekit.testing.adbd import Device, adb
@@ -96,6 +98,24 @@ def test_what_is_missing_is_told_with_what_to_do(device: Device, monkeypatch: py
     assert "no adb on the PATH" in check(name).problem
     with pytest.raises(UsageError, match="no serial number"):
         target_for("adb:-e")
+
+
+def test_a_machine_that_no_python_is_sent_to_is_told_what_to_install(device: Device) -> None:
+    machine = platform.machine()
+    if machine in ("aarch64", "armv7l"):
+        pytest.skip("this machine is one that a Python is sent to")
+    with pytest.raises(
+        TargetError, match=rf"adb:\S+ is {machine}, and edgekit brings .* aarch64 and armv7l only"
+    ) as caught:
+        AdbTarget.setup(lambda done, total, text: None, device.serial)
+    assert "pip install numpy" in caught.value.remedy
+
+
+def test_a_shell_without_tar_is_told_before_anything_is_sent(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portable, "asked", lambda *at: portable.Device("aarch64", lacks=("tar", "gzip")))
+    with pytest.raises(TargetError, match=r"shell of adb:\S+ has no tar and no gzip") as caught:
+        AdbTarget.setup(lambda done, total, text: None, device.serial)
+    assert "busybox" in caught.value.remedy
 
 
 def test_facts_of_the_device(device: Device) -> None:
