@@ -29,18 +29,22 @@ def harness() -> list[str]:
         lines += ["", f"Between two inferences that compute nothing: {empty['between_calls'] / 1000:.2f} µs."]
     if "repeat" in found:
         repeated = found["repeat"]
-        told = [
-            f"{NAMES[key.split('/')[1]]} {row['covered']} of {row['times']}, and {row['detected']} of {row['times']} "
-            f"({min(row['rounds'])} to {max(row['rounds'])} rounds; a round's ratio spreads {row['spread_in_a_round']:.1%}, "
-            f"by turns; that of medians of two rounds {row['spread_between_rounds']:.1%})"
-            for key, row in repeated["pairs"].items()
-        ]
+        slower = f"{repeated['slower_on_purpose']:.0%}"
         lines += [
             "",
-            f"MobileNet V2 against its own copy and against itself made {repeated['slower_on_purpose']:.0%} slower, "
-            f"`--within {repeated['within']:.1%}`, the other core kept busy: the interval holds 1.0, and lies above it, in "
-            f"{'; '.join(told)}.",
+            f"MobileNet V2 against its own copy, and against itself made {slower} slower, with `--within {repeated['within']:.1%}` while "
+            "the other core is kept busy; and how far the ratio of two medians of one file spreads (standard deviation):",
+            "",
+            f"| runtime | 1.0 held for the copy | {slower} found | rounds | ratio in a round, by turns | of two rounds |",
+            "|---|---|---|---|---|---|",
         ]
+        for key, row in repeated["pairs"].items():
+            runtime = key.split("/")[1]
+            lines.append(
+                f"| {NAMES.get(runtime, runtime)} | {row['covered']} of {row['times']} | {row['detected']} of {row['times']} "
+                f"| {min(row['rounds'])} to {max(row['rounds'])} | {row['spread_in_a_round']:.1%} "
+                f"| {row['spread_between_rounds']:.1%} |"
+            )
     return lines
 
 
