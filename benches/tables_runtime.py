@@ -32,8 +32,9 @@ def harness() -> list[str]:
         slower = f"{repeated['slower_on_purpose']:.0%}"
         lines += [
             "",
-            f"MobileNet V2 against its own copy, and against itself made {slower} slower, with `--within {repeated['within']:.1%}` while "
-            "the other core is kept busy; and how far the ratio of two medians of one file spreads (standard deviation):",
+            f"MobileNet V2 against its own copy, and against itself made {slower} slower, "
+            f"with `--within {repeated['within']:.1%}` while the other core is kept busy; "
+            "and how far the ratio of two medians of one file spreads (standard deviation):",
             "",
             f"| runtime | 1.0 held for the copy | {slower} found | rounds | ratio in a round, by turns | of two rounds |",
             "|---|---|---|---|---|---|",
