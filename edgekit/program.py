@@ -97,7 +97,9 @@ def trainable(program: ExportedProgram) -> GraphModule:
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     clean(module)
-    return module
+    from edgekit.batch_first import needs_batch_first, put_batch_first  # rests on this module
+
+    return put_batch_first(module) if needs_batch_first(module) else module
 
 
 def duplicate(module: GraphModule) -> GraphModule:

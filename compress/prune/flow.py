@@ -134,8 +134,13 @@ class Flow:
         return self._labels.get(node) if isinstance(node, Node) else None
 
     def bind(self, source: Any, dim: int, ids: np.ndarray, role: Literal["out", "in", "vector"], node: Node) -> None:
-        """Binds a dimension of a parameter node to identities; a None in place of the node is fine (no bias)."""
-        if isinstance(source, Node):
+        """Binds a dimension of a parameter node to identities; a None in place of the node is fine (no bias).
+
+        Where the graph computes a weight (from another one, say), its channels have to stay.
+        """
+        if isinstance(source, Node) and source.op != "get_attr":
+            self.freeze(Labels(dim, ids))
+        elif isinstance(source, Node):
             self.slots.append(Slot(str(source.target), dim, ids, role, node))
 
     def barrier(self, node: Node, remedy: str = "") -> None:

@@ -409,6 +409,19 @@ def selection(flow: Flow, node: Node) -> Labels | None:
     return Labels(labels.dim - (dim < labels.dim), labels.ids)
 
 
+@rule(aten.unbind.int)
+def unbinding(flow: Flow, node: Node) -> list[Labels | None] | None:
+    """Every position of another dimension keeps all channels."""
+    labels = flow.labels(node.args[0])
+    if labels is None:
+        return None
+    dim = argument(node, 1, 0) % len(shape_of(node.args[0]))
+    if dim == labels.dim:
+        flow.barrier(node, "Channels are taken apart, each by its place; they stay whole.")
+        return None
+    return [Labels(labels.dim - (dim < labels.dim), labels.ids)] * len(node.meta["val"])
+
+
 @rule(aten.matmul.default, aten.bmm.default)
 def product(flow: Flow, node: Node) -> Labels | None:
     """Two tensors multiplied, as in attention: what is summed over goes from both, what is not stays with the result."""

@@ -37,8 +37,8 @@ def _silence(module: torch.fx.GraphModule, flow: Flow, removed: set[int]) -> Non
             value[tuple(index)] = 1.0 if is_variance else 0.0
 
 
-# Without the one with layer norm, whose means and variances are over the channels that are left.
-@pytest.mark.parametrize("name", [name for name in networks.FEATURES if name != "attention"])
+# Without those with layer norm, whose means and variances are over the channels that are left.
+@pytest.mark.parametrize("name", [name for name in networks.FEATURES if name not in ("attention", "encoder")])
 @pytest.mark.parametrize("share", [0.7, 0.4])
 def test_pruned_network_equals_the_whole_one_with_those_channels_at_zero(name: str, share: float) -> None:
     program = export_program(networks.make(name), networks.INPUT_SHAPE)
@@ -361,6 +361,68 @@ def test_attention_loses_channels_of_every_head_alike(fused: bool) -> None:
     assert pruned.query.weight.shape == pruned.key.weight.shape == (15, 10)
     assert pruned.value.weight.shape == (18, 10)
     torch.testing.assert_close(pruned(x), whole(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["weights", "fused", "memory", "packed"])
+def test_attention_of_torch_loses_queries_with_keys_and_values_alone(form: str) -> None:
+    """Whichever graph torch makes of it: the whole network with those channels at zero gives the same."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(24, 3, batch_first=form == "fused")
+            self.memory, self.packed, self.out = nn.Linear(24, 24), nn.Linear(24, 72), nn.Linear(24, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if form == "packed":
+                q, k, v = self.packed(x).reshape(x.shape[0], 6, 3, 3, 8).permute(2, 0, 3, 1, 4).unbind(0)
+                y = nn.functional.scaled_dot_product_attention(q, k, v)
+                return self.out(y.transpose(1, 2).flatten(2)).mean(1)
+            x = x if form == "fused" else x.transpose(0, 1)
+            memory = self.memory(x) if form == "memory" else x
+            y = self.attention(x, memory, memory, need_weights=form == "weights")[0]
+            return self.out(y).mean(1 if form == "fused" else 0)
+
+    torch.manual_seed(0)
+    program = export_program(Own().eval(), (6, 24))
+    x = torch.randn(4, 6, 24, generator=torch.Generator().manual_seed(1))
+    whole, pruned = trainable(program), trainable(program)
+    flow, again = analyse(whole, RULES), analyse(pruned, RULES)
+    assert not flow.barriers
+    rows = [
+        flow.roots(s.ids).tolist()
+        for s in flow.slots
+        if s.role == "out" and ("in_proj" in s.parameter or "packed" in s.parameter)
+    ]
+    flat = [root for part in rows for root in part]
+    queries, keys, values = flat[:24], flat[24:48], flat[48:]
+    assert queries == keys
+    assert queries == queries[:8] * 3
+    assert values == values[:8] * 3
+    assert not set(queries) & set(values)
+    removed = {queries[i] for i in (0, 3, 5)} | {values[1]}
+    if form != "packed":  # the embedding behind the attention
+        removed.add(int(flow.roots(next(s.ids for s in flow.slots if s.parameter.endswith("out_proj.bias")))[2]))
+    _silence(whole, flow, removed)
+    cut(again, removed)
+    # 3 heads of 8: 5 queries and keys, 7 values.
+    assert sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in pruned.parameters()) >= 21 * 25
+    torch.testing.assert_close(pruned(x), whole(x), rtol=1e-5, atol=1e-6)
+    smaller = trainable(export_program(pruned, (6, 24)))
+    torch.testing.assert_close(smaller(x), whole(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_that_the_graph_computes_stays_whole() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(nn.functional.linear(x, self.first.weight * 2).relu())
+
+    flow = analyse(trainable(export_program(Tied().eval(), (6,))), RULES)
+    assert all(flow.is_frozen(int(root)) for slot in flow.slots for root in flow.roots(slot.ids))
 
 
 def test_layer_norm_follows_its_channels() -> None:
