@@ -16,7 +16,7 @@ from edgekit.compress.distill.settings import Distillation, distillation
 from edgekit.compress.distill.teacher import refuse_unfit_teachers
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.flow import Flow, analyse
-from edgekit.compress.prune.importance import FROM_DATA, Batches, Importance, class_scores
+from edgekit.compress.prune.importance import ABREAST, FROM_DATA, Batches, Importance, class_scores
 from edgekit.compress.prune.reconstruct import Refit, images_at_once, kept_positions, reconstruct
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.selection import select
@@ -46,8 +46,9 @@ class PruneChannels(Step):
             ``0.5@tflite``: one thread of this machine, by trials.
         importance: What ranks channels, together with all that are coupled: the norm of their weights, their filters' distance
             to the others of the layer (``geometric-median``), the scale of batch norm, or chance, as a control; or, by
-            ``images`` training images, the change of the loss to first (``taylor``) or second order (``fisher``), or what it
-            brings to the layers that read it (``lasso``).
+            ``images`` training images, the change of the loss to first (``taylor``) or second order (``fisher``), what it
+            brings to the layers that read it (``lasso``), or that and what it does for telling the classes apart
+            (``discrimination``).
         scope: Rank all channels together, or cut the same share everywhere.
         floor: Share of its channels that every layer keeps.
         multiple: Cut so many channels of the same layers at a time, so that widths stay multiples of it: runtimes have
@@ -69,7 +70,7 @@ class PruneChannels(Step):
     source: ClassVar[str] = (
         "Li et al., ICLR 2017 (L1); He et al., IJCAI 2018 (L2) and CVPR 2019 (geometric median); Liu et al., ICCV 2017 (batch "
         "norm); Molchanov et al., CVPR 2019 (Taylor); Theis et al., arXiv:1801.05787 (Fisher); He et al., ICCV 2017 (LASSO, "
-        "reconstruction); Fang et al., CVPR 2023 (groups)"
+        "reconstruction); Zhuang et al., NeurIPS 2018 (discrimination); Fang et al., CVPR 2023 (groups)"
     )
     example: ClassVar[str] = "macs=0.6,epochs=1"
 
@@ -222,8 +223,9 @@ class PruneChannels(Step):
         """Images and labels for the importance, if it looks at any; as many as fit into memory where all are run abreast."""
         if self.importance not in FROM_DATA:
             return None
-        abreast = self.importance == "lasso"
-        count = images_at_once(bundle.module(), self.images) if abreast else self.images
+        count = self.images
+        if self.importance in ABREAST:
+            count = images_at_once(bundle.module(), count)
         return samples.batches(self.name, bundle, context, count)
 
     def ensures(self, before: Bundle, after: Bundle) -> None:
