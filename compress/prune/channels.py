@@ -33,7 +33,7 @@ from edgekit.program import attribute, duplicate
 class PruneChannels(Step):
     """Cuts channels, physically, on the exported program.
 
-    Give one goal: ``macs``, ``parameters``, ``latency`` (the share to keep) or ``ratio`` (the share of MACs to cut).
+    Give one goal: ``macs``, ``parameters``, ``size``, ``latency`` (the share to keep) or ``ratio`` (the share of MACs to cut).
     Channels that meet in residual additions, concatenations, depthwise and grouped convolutions go together. With data at
     hand, the weights that are left are fitted to what each layer gave before the cut; with ``epochs`` above zero the
     network is fine-tuned afterwards.
@@ -41,6 +41,7 @@ class PruneChannels(Step):
     Attributes:
         macs: Share of the multiply-accumulates to keep, between 0 and 1.
         parameters: Share of the parameters of convolutions and linear layers to keep, between 0 and 1.
+        size: Share of the weights' bytes to keep, between 0 and 1: all that the bundle stores of them, batch norm included.
         ratio: Share of the multiply-accumulates to cut; ``ratio=0.5`` is ``macs=0.5``.
         latency: Share of the measured latency to keep and the format in whose runtime to measure it, such as
             ``0.5@tflite``: one thread of this machine, by trials.
@@ -76,6 +77,7 @@ class PruneChannels(Step):
 
     macs: float | None = None
     parameters: float | None = None
+    size: float | None = None
     ratio: float | None = None
     latency: str | None = None
     importance: Importance = "l2"
@@ -93,9 +95,9 @@ class PruneChannels(Step):
 
     def __post_init__(self) -> None:
         timed = parse_goal(self.latency)[0] if self.latency is not None else None
-        goals = [goal for goal in (self.macs, self.parameters, self.ratio, timed) if goal is not None]
+        goals = [goal for goal in (self.macs, self.parameters, self.size, self.ratio, timed) if goal is not None]
         if len(goals) != 1:
-            raise ValueError("give exactly one goal: macs, parameters, latency or ratio, for example macs=0.5")
+            raise ValueError("give exactly one goal: macs, parameters, size, latency or ratio, for example macs=0.5")
         if not 0 < goals[0] < 1:
             raise ValueError(f"a goal is a share between 0 and 1, not {goals[0]:g}")
         if not 0 <= self.floor <= 1:
@@ -117,11 +119,13 @@ class PruneChannels(Step):
 
     @property
     def goal(self) -> tuple[str, float]:
-        """What is limited (``macs``, ``parameters`` or ``latency``) and the share to keep."""
+        """What is limited (``macs``, ``parameters``, ``bytes`` or ``latency``) and the share to keep."""
         if self.latency is not None:
             return "latency", parse_goal(self.latency)[0]
         if self.parameters is not None:
             return "parameters", self.parameters
+        if self.size is not None:
+            return "bytes", self.size
         return "macs", self.macs if self.macs is not None else 1 - float(self.ratio or 0)
 
     def requires(self, bundle: Bundle) -> None:
@@ -197,8 +201,10 @@ class PruneChannels(Step):
 
     def _settled(self, measure: str, share: float, multiple: int) -> PruneChannels:
         """These settings with a goal that needs no clock."""
-        macs, parameters = (share if measure == name else None for name in ("macs", "parameters"))
-        return replace(self, latency=None, align=None, ratio=None, macs=macs, parameters=parameters, multiple=multiple)
+        macs, parameters, size = (share if measure == name else None for name in ("macs", "parameters", "bytes"))
+        return replace(
+            self, latency=None, align=None, ratio=None, macs=macs, parameters=parameters, size=size, multiple=multiple
+        )
 
     def _cut(self, bundle: Bundle, context: Context, goal: float) -> tuple[Bundle, dict[str, Any]]:
         module = bundle.module()
@@ -318,7 +324,16 @@ def choose(
 
 
 def weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, float]:
-    """For each weight: the MACs it takes part in, or its size."""
+    """For each weight: the MACs it takes part in, or its size; in bytes, every tensor that is stored for the graph.
+
+    Args:
+        module: The graph.
+        flow: Its analysis.
+        measure: ``macs``, ``parameters`` or ``bytes``.
+    """
+    if measure == "bytes":
+        names = {str(node.target) for node in module.graph.nodes if node.op == "get_attr" and node.users}
+        return {name: float(attribute(module, name).nbytes) for name in sorted(names)}
     macs = {layer.name: layer.macs for layer in cost_of(module).layers}
     costs: dict[str, float] = {}
     for node in module.graph.nodes:
@@ -347,5 +362,6 @@ def _report(before: Cost, after: Cost) -> dict[str, Any]:
             "after": after.parameters,
             "ratio": after.parameters / before.parameters,
         },
+        "bytes": {"before": before.bytes, "after": after.bytes, "ratio": after.bytes / before.bytes},
         "layers": layers,
     }

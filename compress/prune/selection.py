@@ -18,7 +18,7 @@ class Selection:
 
     Attributes:
         removed: Representatives of the classes of channels to cut.
-        fraction: The share of the goal's measure (MACs or parameters) that is left.
+        fraction: The share of the goal's measure (MACs, parameters or bytes) that is left.
     """
 
     removed: set[int]
@@ -61,15 +61,17 @@ def select(
             holders[root][key] += 1
     left = dict(sizes)
     least = {key: max(1, int(np.ceil(floor * size))) for key, size in sizes.items()}
+    dims: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for key in sizes:
+        dims[key[0]].append(key)
     total = sum(costs.values())
 
     def fraction() -> float:
         kept = 0.0
         for name, cost in costs.items():
             share = cost
-            for dim in (0, 1):
-                if (name, dim) in sizes:
-                    share *= left[name, dim] / sizes[name, dim]
+            for key in dims.get(name, ()):
+                share *= left[key] / sizes[key]
             kept += share
         return kept / total
 

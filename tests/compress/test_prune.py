@@ -10,7 +10,7 @@ from torch import nn
 from edgekit import zoo
 from edgekit.bundle import Bundle
 from edgekit.compress.pipeline import compress
-from edgekit.compress.prune.channels import PruneChannels, prune
+from edgekit.compress.prune.channels import PruneChannels, prune, weight_costs
 from edgekit.compress.prune.flow import Flow, Labels, analyse
 from edgekit.compress.prune.importance import class_scores, slice_norms
 from edgekit.compress.prune.rules import RULES, rule
@@ -78,6 +78,29 @@ def test_pruned_program_trains_and_is_pruned_again(name: str) -> None:
 def _macs_by_weight(module: torch.fx.GraphModule) -> dict[str, float]:
     macs = {layer.name: layer.macs for layer in cost_of(module).layers}
     return {str(n.args[1].target): macs[n.name] for n in module.graph.nodes if macs.get(n.name)}
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "depthwise", "encoder"])
+def test_a_goal_in_bytes_counts_all_that_is_stored(name: str) -> None:
+    module = trainable(export_program(networks.make(name), networks.INPUT_SHAPE))
+    before, flow = cost_of(module), analyse(module, RULES)
+    costs = weight_costs(module, flow, "bytes")
+    used = {str(n.target) for n in module.graph.nodes if n.op == "get_attr" and n.users}
+    assert sum(costs.values()) == before.bytes == sum(4 * attribute(module, name).numel() for name in used)
+    removed = select(flow, class_scores(flow, "l2"), costs, goal=0.5)
+    cut(flow, removed.removed)
+    after = cost_of(trainable(export_program(module, networks.INPUT_SHAPE)))
+    assert removed.fraction == pytest.approx(after.bytes / before.bytes, rel=1e-9)
+    assert 0.4 < removed.fraction <= 0.5
+
+
+def test_size_is_a_goal_of_the_step(before: Bundle, data: Dataset) -> None:
+    small = compress(before, "prune-channels:size=0.5,rounds=2,between=0,epochs=0,multiple=1,reconstruct=0", data)
+    was, now = cost_of(before.module()), cost_of(small.module())
+    assert 0.45 * was.bytes < now.bytes <= 0.5 * was.bytes
+    assert small.steps[-1]["report"]["bytes"]["ratio"] == now.bytes / was.bytes
+    with pytest.raises(ValueError, match="exactly one goal"):
+        PruneChannels(size=0.5, parameters=0.5)
 
 
 def test_residual_addition_couples_both_branches() -> None:
