@@ -26,7 +26,7 @@ from edgekit.compress.step import Context, Progress, Step, needs_float_weights, 
 from edgekit.cost import Cost, cost_of
 from edgekit.errors import StepError
 from edgekit.files import write_json
-from edgekit.program import attribute, duplicate
+from edgekit.program import aten, attribute, duplicate, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,6 +326,8 @@ def choose(
 def weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, float]:
     """For each weight: the MACs it takes part in, or its size; in bytes, every tensor that is stored for the graph.
 
+    In MACs also the products of two tensors, by node, those of fused attention with the keys and the values apart.
+
     Args:
         module: The graph.
         flow: Its analysis.
@@ -341,7 +343,11 @@ def weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, flo
             continue
         weight = node.args[1] if len(node.args) > 1 else None
         name = str(weight.target) if isinstance(weight, torch.fx.Node) and weight.op == "get_attr" else node.name
-        if measure == "macs":
+        if measure == "macs" and node.target is aten.scaled_dot_product_attention.default:
+            widths = [shape_of(source)[-1] for source in (node.args[0], node.args[2])]
+            for part, width in zip(("keys", "values"), widths, strict=True):
+                costs[f"{name}.{part}"] = macs[node.name] * width / sum(widths)
+        elif measure == "macs":
             costs[name] = costs.get(name, 0.0) + macs[node.name]
         elif name != node.name:
             costs[name] = float(attribute(module, name).numel())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from edgekit.compress.prune.flow import Flow, Kept, Labels, Rule
+from edgekit.compress.prune.flow import Flow, Kept, Labels, Rule, Work
 from edgekit.compress.prune.reshapes import block_of, dimension_to_cut
 from edgekit.program import aten, shape_of
 
@@ -440,6 +440,8 @@ def product(flow: Flow, node: Node) -> Labels | None:
         flow.unite(summed[0].ids, summed[1].ids)
     else:
         flow.freeze(summed)
+    dims = [summed[0], *{labels.dim: labels for labels in out}.values()]
+    flow.work += [Work(node.name, i, labels.ids) for i, labels in enumerate(dims) if labels is not None]
     if len(out) == 2 and out[0].dim == out[1].dim and len(out[0].ids) == len(out[1].ids):
         flow.unite(out[0].ids, out[1].ids)
     elif len(out) == 2:
@@ -455,6 +457,7 @@ def attention(flow: Flow, node: Node) -> Labels | None:
     rank = len(shape_of(node))
     if query is not None and key is not None and query.dim == key.dim == rank - 1:
         flow.unite(query.ids, key.ids)
+        flow.work.append(Work(f"{node.name}.keys", 0, query.ids))
         width = shape_of(node.args[0])[-1]
 
         def same_scale(kept: Kept) -> None:
@@ -466,6 +469,8 @@ def attention(flow: Flow, node: Node) -> Labels | None:
     if value is not None and value.dim != rank - 1:
         flow.freeze(value)
         return None
+    if value is not None:
+        flow.work.append(Work(f"{node.name}.values", 0, value.ids))
     return value
 
 

@@ -94,6 +94,19 @@ def test_a_goal_in_bytes_counts_all_that_is_stored(name: str) -> None:
     assert 0.4 < removed.fraction <= 0.5
 
 
+@pytest.mark.parametrize("name", ["attention", "encoder"])
+def test_the_products_of_attention_shrink_in_the_count_as_in_fact(name: str) -> None:
+    module = trainable(export_program(networks.make(name), networks.INPUT_SHAPE))
+    before, flow = cost_of(module), analyse(module, RULES)
+    costs = weight_costs(module, flow, "macs")
+    assert sum(costs.values()) == pytest.approx(before.macs)
+    found = select(flow, class_scores(flow, "l2"), costs, goal=0.5)
+    cut(flow, found.removed)
+    after = cost_of(trainable(export_program(module, networks.INPUT_SHAPE)))
+    assert found.fraction == pytest.approx(after.macs / before.macs, rel=1e-9)
+    assert found.fraction > 0.46
+
+
 def test_size_is_a_goal_of_the_step(before: Bundle, data: Dataset) -> None:
     small = compress(before, "prune-channels:size=0.5,rounds=2,between=0,epochs=0,multiple=1,reconstruct=0", data)
     was, now = cost_of(before.module()), cost_of(small.module())
