@@ -78,6 +78,7 @@ RULES: dict[str, Function] = {
     "view": lambda x: F.linear(x, WEIGHT).view(L * x.shape[1], H, E).transpose(0, 1).sum(0) * 1.0,
     "permutation": lambda x: x.permute(2, 0, 1).permute(2, 1, 0),
     "select": lambda x: F.relu(x)[2],
+    "select of the batch": lambda x: F.relu(x)[:, 0],
     "packed select": _packed,
     "unbind": _unbound,
     "unsqueeze": lambda x: x.unsqueeze(1).squeeze(1),
