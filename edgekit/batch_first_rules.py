@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.fx import Node
 
@@ -17,14 +17,15 @@ from edgekit.layout import Atom, Group, Layout, UnfitError, Value, aligned, size
 from edgekit.program import aten
 
 Rule = Callable[["Rewriter", Node], Value | list[Value]]
+R = TypeVar("R", bound=Rule)
 RULES: dict[Any, Rule] = {}
 """How each operator is computed on tensors that lie elsewhere; one may raise UnfitError to be left as it is written."""
 
 
-def rule(*targets: Any) -> Callable[[Rule], Rule]:
+def rule(*targets: Any) -> Callable[[R], R]:
     """Registers a rule for operators."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: R) -> R:
         for target in targets:
             RULES[target] = function
         return function

@@ -168,6 +168,9 @@ def test_a_whole_encoder_counts_its_work_and_is_exported_again() -> None:
     assert [n.target for n in again.graph.nodes] == [n.target for n in module.graph.nodes]
     cost = cost_of(module)
     assert not cost.uncounted
+    assert {"function.layers.0.self_attn.in_proj", "function.layers.1.self_attn.out_proj"} <= {
+        layer.path for layer in cost.layers
+    }
     assert cost.macs == 2 * (L * E * 4 * E + 2 * L * E * 20 + 2 * L * L * E)
 
 
