@@ -15,7 +15,7 @@ import numpy as np
 from torch.fx import Node
 
 from edgekit.compress.prune.flow import Flow, Kept, Labels, Rule, Work
-from edgekit.compress.prune.reshapes import block_of, dimension_to_cut
+from edgekit.compress.prune.reshapes import bind_constant, block_of, dimension_to_cut
 from edgekit.program import aten, shape_of
 
 RULES: dict[Any, Rule] = {}
@@ -156,16 +156,14 @@ def element_wise(flow: Flow, node: Node) -> Labels | None:
             flow.freeze(other)
         elif other is not None and other.dim == own_dim and len(other.ids) == len(labels.ids):
             flow.unite(labels.ids, other.ids)
-        elif source.op == "get_attr":
-            flow.bind(source, own_dim, labels.ids, "vector", node)
-        else:
+        elif other is not None or not bind_constant(flow, source, Labels(own_dim, labels.ids), node):
             flow.freeze([labels, other])
     return Labels(dim, labels.ids)
 
 
 @rule(aten.cat.default)
 def concatenation(flow: Flow, node: Node) -> Labels | None:
-    """Channels of the parts stand one after the other; along any other dimension they are the same."""
+    """Channels of the parts stand one after the other; along any other dimension they are the same, as a class token's."""
     parts = list(node.args[0])
     rank = len(shape_of(node))
     dim = argument(node, 1, 0) % rank
@@ -181,7 +179,8 @@ def concatenation(flow: Flow, node: Node) -> Labels | None:
             ids.append(labels.ids)
         return Labels(dim, np.concatenate(ids))
     present = [labels for labels in known if labels is not None]
-    if len(present) == len(parts) and len({labels.dim for labels in present}) == 1:
+    others = [part for part, labels in zip(parts, known, strict=True) if labels is None]
+    if len({labels.dim for labels in present}) == 1 and all(bind_constant(flow, o, present[0], node) for o in others):
         for labels in present[1:]:
             flow.unite(present[0].ids, labels.ids)
         return present[0]

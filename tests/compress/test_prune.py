@@ -448,6 +448,39 @@ def test_attention_of_torch_loses_queries_with_keys_and_values_alone(form: str) 
     torch.testing.assert_close(smaller(x), whole(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("time_first", [False, True])
+def test_a_class_token_follows_the_channels_it_stands_beside(time_first: bool) -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Linear(6, 12), nn.Linear(12, 4)
+            self.token = nn.Parameter(torch.randn(1, 1, 12))
+            self.positions = nn.Parameter(torch.randn(4, 12))
+            self.attention = nn.MultiheadAttention(12, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embedding(x)
+            if time_first:
+                x = torch.cat([self.token.expand(1, x.shape[0], 12), x.transpose(0, 1)])
+                x = x + self.positions[:, None]
+                return self.head(x + self.attention(x, x, x)[0])[0]
+            return self.head(torch.cat([self.token.expand(x.shape[0], 1, 12), x], 1) + self.positions)[:, 0]
+
+    torch.manual_seed(0)
+    program = export_program(Token().eval(), (3, 6))
+    x = torch.randn(5, 3, 6, generator=torch.Generator().manual_seed(0))
+    whole, pruned = trainable(program), trainable(program)
+    flow, again = analyse(whole, RULES), analyse(pruned, RULES)
+    assert not flow.barriers
+    roots = flow.roots(next(s.ids for s in flow.slots if s.parameter == "embedding.weight"))
+    removed = {int(root) for root in roots[[1, 4, 7]]}
+    assert not any(flow.is_frozen(root) for root in removed)
+    _silence(whole, flow, removed)
+    cut(again, removed)
+    assert pruned.token.shape == (1, 1, 9)
+    torch.testing.assert_close(pruned(x), whole(x), rtol=1e-5, atol=1e-6)
+
+
 def test_a_weight_that_the_graph_computes_stays_whole() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
