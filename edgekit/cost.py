@@ -118,6 +118,13 @@ def matrix_product_and_sum(node: Node) -> int:
     return elements(node) * int(_value(node.args[1]).shape[-1])
 
 
+@rule(aten.scaled_dot_product_attention.default)
+def attention(node: Node) -> int:
+    """Each query times each key, and each of these weights times a value."""
+    query, key = node.args[0], node.args[1]
+    return (elements(query) + elements(node)) * int(_value(key).shape[-2])
+
+
 @rule(aten.lstm.input, aten.gru.input)
 def recurrent(node: Node) -> int:
     """In each time step every weight of every layer is used once; the products of gates are element-wise."""

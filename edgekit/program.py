@@ -97,7 +97,9 @@ def trainable(program: ExportedProgram) -> GraphModule:
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     clean(module)
-    return module
+    from edgekit.batch_first import needs_batch_first, put_batch_first  # rests on this module
+
+    return put_batch_first(module) if needs_batch_first(module) else module
 
 
 def duplicate(module: GraphModule) -> GraphModule:
@@ -124,6 +126,8 @@ def set_training(module: GraphModule, training: bool) -> GraphModule:
     return module
 
 
+# The weights that attention holds without a module of their own: in_proj_weight, q_proj_weight …
+_PROJECTION = re.compile(r"(.*_proj)_weight(?:_\w+)?")
 _TALKATIVE = (
     "torch.onnx", "torch.export", "torch._export", "torch.utils._pytree", "torch.fx.experimental.symbolic_shapes",
 )  # fmt: skip
@@ -243,6 +247,8 @@ def layer_name(node: Node) -> str:
         name = coded[0] if coded else str(source.target) if source.op == "get_attr" else ""
         if name.endswith((".weight", ".weight_int8", ".weight_codes", ".weight_mask")):
             return name.rsplit(".", 1)[0]
+        if packed := _PROJECTION.fullmatch(name):
+            return packed[1]
     path = module_path(node)
     return f"{path} ({node.name})" if path else node.name
 

@@ -19,6 +19,7 @@ class Walk:
     """
 
     def __init__(self, module: GraphModule, parts: Sequence[torch.Tensor], wanted: Iterable[str]) -> None:
+        self._module = module
         self._runs = [torch.fx.Interpreter(module, garbage_collect_values=False) for _ in parts]
         for run, part in zip(self._runs, parts, strict=True):
             # Convolutions of small batches are faster so.
@@ -42,6 +43,23 @@ class Walk:
         for run in self._runs:
             run.env[node] = run.run_node(node)
         return [run.env[node] for run in self._runs]
+
+    def onward(self, part: int, node: Node, value: torch.Tensor, until: Node) -> torch.Tensor:
+        """What a later node would give for one batch if the node of this step gave this value; gradients flow through it.
+
+        Args:
+            part: Which batch.
+            node: The node of this step.
+            value: In place of its own.
+            until: The later node, or this one.
+        """
+        run = torch.fx.Interpreter(self._module, garbage_collect_values=False)
+        run.env = {**self._runs[part].env, node: value}
+        after = node
+        while after is not until:
+            after = after.next
+            run.env[after] = run.run_node(after)
+        return run.env[until]  # type: ignore[no-any-return]
 
     def steps(self) -> Iterator[tuple[str, list[torch.Tensor]]]:
         """Name and values of each wanted node, in the order of the graph; what is done to the values in place holds."""

@@ -16,7 +16,7 @@ from edgekit.compress.distill.settings import Distillation, distillation
 from edgekit.compress.distill.teacher import refuse_unfit_teachers
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.flow import Flow, analyse
-from edgekit.compress.prune.importance import FROM_DATA, Batches, Importance, class_scores
+from edgekit.compress.prune.importance import ABREAST, FROM_DATA, Batches, Importance, class_scores
 from edgekit.compress.prune.reconstruct import Refit, images_at_once, kept_positions, reconstruct
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.selection import select
@@ -26,14 +26,14 @@ from edgekit.compress.step import Context, Progress, Step, needs_float_weights, 
 from edgekit.cost import Cost, cost_of
 from edgekit.errors import StepError
 from edgekit.files import write_json
-from edgekit.program import attribute, duplicate
+from edgekit.program import aten, attribute, duplicate, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneChannels(Step):
     """Cuts channels, physically, on the exported program.
 
-    Give one goal: ``macs``, ``parameters``, ``latency`` (the share to keep) or ``ratio`` (the share of MACs to cut).
+    Give one goal: ``macs``, ``parameters``, ``size``, ``latency`` (the share to keep) or ``ratio`` (the share of MACs to cut).
     Channels that meet in residual additions, concatenations, depthwise and grouped convolutions go together. With data at
     hand, the weights that are left are fitted to what each layer gave before the cut; with ``epochs`` above zero the
     network is fine-tuned afterwards.
@@ -41,13 +41,15 @@ class PruneChannels(Step):
     Attributes:
         macs: Share of the multiply-accumulates to keep, between 0 and 1.
         parameters: Share of the parameters of convolutions and linear layers to keep, between 0 and 1.
+        size: Share of the weights' bytes to keep, between 0 and 1: all that the bundle stores of them, batch norm included.
         ratio: Share of the multiply-accumulates to cut; ``ratio=0.5`` is ``macs=0.5``.
         latency: Share of the measured latency to keep and the format in whose runtime to measure it, such as
             ``0.5@tflite``: one thread of this machine, by trials.
         importance: What ranks channels, together with all that are coupled: the norm of their weights, their filters' distance
             to the others of the layer (``geometric-median``), the scale of batch norm, or chance, as a control; or, by
-            ``images`` training images, the change of the loss to first (``taylor``) or second order (``fisher``), or what it
-            brings to the layers that read it (``lasso``).
+            ``images`` training images, the change of the loss to first (``taylor``) or second order (``fisher``), what it
+            brings to the layers that read it (``lasso``), or that and what it does for telling the classes apart
+            (``discrimination``).
         scope: Rank all channels together, or cut the same share everywhere.
         floor: Share of its channels that every layer keeps.
         multiple: Cut so many channels of the same layers at a time, so that widths stay multiples of it: runtimes have
@@ -69,12 +71,13 @@ class PruneChannels(Step):
     source: ClassVar[str] = (
         "Li et al., ICLR 2017 (L1); He et al., IJCAI 2018 (L2) and CVPR 2019 (geometric median); Liu et al., ICCV 2017 (batch "
         "norm); Molchanov et al., CVPR 2019 (Taylor); Theis et al., arXiv:1801.05787 (Fisher); He et al., ICCV 2017 (LASSO, "
-        "reconstruction); Fang et al., CVPR 2023 (groups)"
+        "reconstruction); Zhuang et al., NeurIPS 2018 (discrimination); Fang et al., CVPR 2023 (groups)"
     )
     example: ClassVar[str] = "macs=0.6,epochs=1"
 
     macs: float | None = None
     parameters: float | None = None
+    size: float | None = None
     ratio: float | None = None
     latency: str | None = None
     importance: Importance = "l2"
@@ -92,9 +95,9 @@ class PruneChannels(Step):
 
     def __post_init__(self) -> None:
         timed = parse_goal(self.latency)[0] if self.latency is not None else None
-        goals = [goal for goal in (self.macs, self.parameters, self.ratio, timed) if goal is not None]
+        goals = [goal for goal in (self.macs, self.parameters, self.size, self.ratio, timed) if goal is not None]
         if len(goals) != 1:
-            raise ValueError("give exactly one goal: macs, parameters, latency or ratio, for example macs=0.5")
+            raise ValueError("give exactly one goal: macs, parameters, size, latency or ratio, for example macs=0.5")
         if not 0 < goals[0] < 1:
             raise ValueError(f"a goal is a share between 0 and 1, not {goals[0]:g}")
         if not 0 <= self.floor <= 1:
@@ -116,11 +119,13 @@ class PruneChannels(Step):
 
     @property
     def goal(self) -> tuple[str, float]:
-        """What is limited (``macs``, ``parameters`` or ``latency``) and the share to keep."""
+        """What is limited (``macs``, ``parameters``, ``bytes`` or ``latency``) and the share to keep."""
         if self.latency is not None:
             return "latency", parse_goal(self.latency)[0]
         if self.parameters is not None:
             return "parameters", self.parameters
+        if self.size is not None:
+            return "bytes", self.size
         return "macs", self.macs if self.macs is not None else 1 - float(self.ratio or 0)
 
     def requires(self, bundle: Bundle) -> None:
@@ -196,8 +201,10 @@ class PruneChannels(Step):
 
     def _settled(self, measure: str, share: float, multiple: int) -> PruneChannels:
         """These settings with a goal that needs no clock."""
-        macs, parameters = (share if measure == name else None for name in ("macs", "parameters"))
-        return replace(self, latency=None, align=None, ratio=None, macs=macs, parameters=parameters, multiple=multiple)
+        macs, parameters, size = (share if measure == name else None for name in ("macs", "parameters", "bytes"))
+        return replace(
+            self, latency=None, align=None, ratio=None, macs=macs, parameters=parameters, size=size, multiple=multiple
+        )
 
     def _cut(self, bundle: Bundle, context: Context, goal: float) -> tuple[Bundle, dict[str, Any]]:
         module = bundle.module()
@@ -222,8 +229,9 @@ class PruneChannels(Step):
         """Images and labels for the importance, if it looks at any; as many as fit into memory where all are run abreast."""
         if self.importance not in FROM_DATA:
             return None
-        abreast = self.importance == "lasso"
-        count = images_at_once(bundle.module(), self.images) if abreast else self.images
+        count = self.images
+        if self.importance in ABREAST:
+            count = images_at_once(bundle.module(), count)
         return samples.batches(self.name, bundle, context, count)
 
     def ensures(self, before: Bundle, after: Bundle) -> None:
@@ -316,7 +324,18 @@ def choose(
 
 
 def weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, float]:
-    """For each weight: the MACs it takes part in, or its size."""
+    """For each weight: the MACs it takes part in, or its size; in bytes, every tensor that is stored for the graph.
+
+    In MACs also the products of two tensors, by node, those of fused attention with the keys and the values apart.
+
+    Args:
+        module: The graph.
+        flow: Its analysis.
+        measure: ``macs``, ``parameters`` or ``bytes``.
+    """
+    if measure == "bytes":
+        names = {str(node.target) for node in module.graph.nodes if node.op == "get_attr" and node.users}
+        return {name: float(attribute(module, name).nbytes) for name in sorted(names)}
     macs = {layer.name: layer.macs for layer in cost_of(module).layers}
     costs: dict[str, float] = {}
     for node in module.graph.nodes:
@@ -324,7 +343,11 @@ def weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, flo
             continue
         weight = node.args[1] if len(node.args) > 1 else None
         name = str(weight.target) if isinstance(weight, torch.fx.Node) and weight.op == "get_attr" else node.name
-        if measure == "macs":
+        if measure == "macs" and node.target is aten.scaled_dot_product_attention.default:
+            widths = [shape_of(source)[-1] for source in (node.args[0], node.args[2])]
+            for part, width in zip(("keys", "values"), widths, strict=True):
+                costs[f"{name}.{part}"] = macs[node.name] * width / sum(widths)
+        elif measure == "macs":
             costs[name] = costs.get(name, 0.0) + macs[node.name]
         elif name != node.name:
             costs[name] = float(attribute(module, name).numel())
@@ -345,5 +368,6 @@ def _report(before: Cost, after: Cost) -> dict[str, Any]:
             "after": after.parameters,
             "ratio": after.parameters / before.parameters,
         },
+        "bytes": {"before": before.bytes, "after": after.bytes, "ratio": after.bytes / before.bytes},
         "layers": layers,
     }

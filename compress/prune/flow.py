@@ -54,6 +54,21 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Work:
+    """A dimension that an operator without weights multiplies over, as attention does: its MACs go with the channels left.
+
+    Attributes:
+        name: The node, and which of its products where it has several.
+        dim: A number for each dimension of the same product.
+        ids: The identity of each index along it.
+    """
+
+    name: str
+    dim: int
+    ids: np.ndarray
+
+
+@dataclass(frozen=True)
 class Barrier:
     """A node that channels can't be followed through; what it reads is left as it is.
 
@@ -77,12 +92,14 @@ class Flow:
     Attributes:
         module: The graph that is analysed; rules don't change it.
         slots: Every bound parameter dimension.
+        work: What operators without weights multiply.
         barriers: Where the analysis stopped.
         edits: Changes of constants in the graph (group counts, view sizes …), made when channels are cut.
     """
 
     module: GraphModule
     slots: list[Slot] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
     barriers: list[Barrier] = field(default_factory=list)
     edits: list[Callable[[Kept], None]] = field(default_factory=list)
     _labels: dict[Node, Any] = field(default_factory=dict)
@@ -134,8 +151,13 @@ class Flow:
         return self._labels.get(node) if isinstance(node, Node) else None
 
     def bind(self, source: Any, dim: int, ids: np.ndarray, role: Literal["out", "in", "vector"], node: Node) -> None:
-        """Binds a dimension of a parameter node to identities; a None in place of the node is fine (no bias)."""
-        if isinstance(source, Node):
+        """Binds a dimension of a parameter node to identities; a None in place of the node is fine (no bias).
+
+        Where the graph computes a weight (from another one, say), its channels have to stay.
+        """
+        if isinstance(source, Node) and source.op != "get_attr":
+            self.freeze(Labels(dim, ids))
+        elif isinstance(source, Node):
             self.slots.append(Slot(str(source.target), dim, ids, role, node))
 
     def barrier(self, node: Node, remedy: str = "") -> None:
@@ -196,4 +218,4 @@ def _freeze_shared_parameters(flow: Flow) -> None:
                             flow.freeze(Labels(slot.dim, slot.ids))
 
 
-__all__ = ["Barrier", "Flow", "Kept", "Labels", "Rule", "Slot", "analyse", "shape_of"]
+__all__ = ["Barrier", "Flow", "Kept", "Labels", "Rule", "Slot", "Work", "analyse", "shape_of"]

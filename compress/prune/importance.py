@@ -7,7 +7,8 @@ of a residual stream, which many layers read, goes later than one that only two 
 treat them alike, though cutting the first disturbs every layer that reads it. Batch norm is folded into the weights
 first, because a filter's own scale says nothing in front of a normalization.
 
-What data tells about a channel (Taylor, Fisher, LASSO) is in :mod:`edgekit.compress.prune.evidence`.
+What data tells about a channel (Taylor, Fisher, LASSO) is in :mod:`edgekit.compress.prune.evidence`, what it does for
+telling classes apart in :mod:`edgekit.compress.prune.discrimination`.
 
 The geometric median scores the weights that make a channel alike, by their distance to the other filters of the layer. The
 scale of batch norm has units of its own, which all layers share.
@@ -32,9 +33,13 @@ from edgekit.errors import StepError, UsageError
 from edgekit.program import aten, attribute, layer_name
 
 Norm = Literal["l1", "l2"]
-Importance = Literal["l1", "l2", "geometric-median", "batch-norm", "taylor", "fisher", "lasso", "random"]
-FROM_DATA = ("taylor", "fisher", "lasso")
+Importance = Literal[
+    "l1", "l2", "geometric-median", "batch-norm", "taylor", "fisher", "lasso", "discrimination", "random"
+]
+FROM_DATA = ("taylor", "fisher", "lasso", "discrimination")
 """The criteria that look at images."""
+ABREAST = ("lasso", "discrimination")
+"""Those that go through the layers once, with all images in memory."""
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -55,12 +60,16 @@ def class_scores(
     Raises:
         StepError: If a class has nothing that the criterion could score.
     """
-    if importance == "taylor" or importance == "fisher" or importance == "lasso":
+    if importance in FROM_DATA:
         from edgekit.compress.prune import evidence
+        from edgekit.compress.prune.discrimination import discrimination
 
         if batches is None:
             raise UsageError(f"{importance} needs data, and none was given", "Give --data, or another importance.")
-        criteria = {"taylor": evidence.taylor, "fisher": evidence.fisher, "lasso": evidence.lasso}
+        criteria = {
+            "taylor": evidence.taylor, "fisher": evidence.fisher, "lasso": evidence.lasso,
+            "discrimination": discrimination,
+        }  # fmt: skip
         return criteria[importance](flow, batches)
     if importance == "batch-norm":
         return _batch_norm_scales(flow)
@@ -69,7 +78,7 @@ def class_scores(
     if importance == "random":
         roots = sorted(_by_norm(flow, "l2"))
         return dict(zip(roots, np.random.default_rng(seed).random(len(roots)).tolist(), strict=True))
-    return _by_norm(flow, importance)
+    return _by_norm(flow, "l1" if importance == "l1" else "l2")
 
 
 def _by_norm(flow: Flow, norm: Norm) -> dict[int, float]:

@@ -43,7 +43,8 @@ def prune(
         module: The network; it is not changed.
         inputs: Real inputs, shape (n, …). One says what the network takes; with 32 or more, the weights that are left are
             fitted to what each layer gave before the cut (``reconstruct`` says how many to use, 0 for none).
-        labels: Classes of the inputs, shape (n,), for ``importance="taylor"`` and ``"fisher"``.
+        labels: Classes of the inputs, shape (n,), for ``importance="taylor"``, ``"fisher"`` and
+            ``"discrimination"``.
         seed: Of chance.
         **settings: Of the step ``prune-channels``, such as ``macs=0.5``; what concerns training is yours.
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from edgekit.compress.prune.flow import Flow
+import numpy as np
+from torch.fx import Node
+
+from edgekit.compress.prune.flow import Flow, Kept, Labels
+from edgekit.program import aten, shape_of
 
 
 def block_of(dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[list[int], list[int]] | None:
@@ -56,3 +60,52 @@ def dimension_to_cut(flow: Flow, grid: np.ndarray, dims: list[int]) -> tuple[int
     for column in range(1, rows.shape[1]):
         flow.unite(rows[:, 0], rows[:, column])
     return dims[axis], rows[:, 0].copy()
+
+
+def bind_constant(flow: Flow, node: Any, labels: Labels, reader: Node) -> bool:
+    """Binds a parameter to channels, also where it is expanded or turned on its way, as a class token is.
+
+    Args:
+        flow: The analysis.
+        node: The parameter as the reader has it.
+        labels: The channels that it stands for, by the reader's dimensions.
+        reader: The node that reads it.
+
+    Returns:
+        Whether it could; where not, nothing is bound.
+    """
+    dim, edits = labels.dim, []
+    while isinstance(node, Node) and node.op != "get_attr":
+        if len(node.users) > 1:
+            return False
+        if node.target is aten.expand.default:
+            if isinstance(node.args[1][dim], int) and node.args[1][dim] != -1:
+                edits.append((node, dim))
+            dim -= len(shape_of(node)) - len(shape_of(node.args[0]))
+        elif node.target is aten.permute.default:
+            dim = node.args[1][dim]
+        elif node.target is aten.unsqueeze.default:
+            added = node.args[1] % len(shape_of(node))
+            if added == dim:
+                return False
+            dim -= added < dim
+        elif node.target is aten.squeeze.dim:
+            dim += node.args[1] % len(shape_of(node.args[0])) <= dim
+        elif node.target is aten.transpose.int:
+            a, b = (d % len(shape_of(node)) for d in node.args[1:3])
+            dim = {a: b, b: a}.get(dim, dim)
+        else:
+            return False
+        reader, node = node, node.args[0]
+    if not isinstance(node, Node) or dim < 0 or shape_of(node)[dim] != len(labels.ids):
+        return False
+    flow.bind(node, dim, labels.ids, "vector", reader)
+
+    def smaller(kept: Kept) -> None:
+        for expanded, at in edits:
+            sizes = list(expanded.args[1])
+            sizes[at] = int(kept(labels.ids).sum())
+            expanded.update_arg(1, sizes)
+
+    flow.edits.append(smaller)
+    return True

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from edgekit.compress.prune.flow import Flow, Kept, Labels, Rule
-from edgekit.compress.prune.reshapes import block_of, dimension_to_cut
+from edgekit.compress.prune.flow import Flow, Kept, Labels, Rule, Work
+from edgekit.compress.prune.reshapes import bind_constant, block_of, dimension_to_cut
 from edgekit.program import aten, shape_of
 
 RULES: dict[Any, Rule] = {}
@@ -156,16 +156,14 @@ def element_wise(flow: Flow, node: Node) -> Labels | None:
             flow.freeze(other)
         elif other is not None and other.dim == own_dim and len(other.ids) == len(labels.ids):
             flow.unite(labels.ids, other.ids)
-        elif source.op == "get_attr":
-            flow.bind(source, own_dim, labels.ids, "vector", node)
-        else:
+        elif other is not None or not bind_constant(flow, source, Labels(own_dim, labels.ids), node):
             flow.freeze([labels, other])
     return Labels(dim, labels.ids)
 
 
 @rule(aten.cat.default)
 def concatenation(flow: Flow, node: Node) -> Labels | None:
-    """Channels of the parts stand one after the other; along any other dimension they are the same."""
+    """Channels of the parts stand one after the other; along any other dimension they are the same, as a class token's."""
     parts = list(node.args[0])
     rank = len(shape_of(node))
     dim = argument(node, 1, 0) % rank
@@ -181,7 +179,8 @@ def concatenation(flow: Flow, node: Node) -> Labels | None:
             ids.append(labels.ids)
         return Labels(dim, np.concatenate(ids))
     present = [labels for labels in known if labels is not None]
-    if len(present) == len(parts) and len({labels.dim for labels in present}) == 1:
+    others = [part for part, labels in zip(parts, known, strict=True) if labels is None]
+    if len({labels.dim for labels in present}) == 1 and all(bind_constant(flow, o, present[0], node) for o in others):
         for labels in present[1:]:
             flow.unite(present[0].ids, labels.ids)
         return present[0]
@@ -409,6 +408,19 @@ def selection(flow: Flow, node: Node) -> Labels | None:
     return Labels(labels.dim - (dim < labels.dim), labels.ids)
 
 
+@rule(aten.unbind.int)
+def unbinding(flow: Flow, node: Node) -> list[Labels | None] | None:
+    """Every position of another dimension keeps all channels."""
+    labels = flow.labels(node.args[0])
+    if labels is None:
+        return None
+    dim = argument(node, 1, 0) % len(shape_of(node.args[0]))
+    if dim == labels.dim:
+        flow.barrier(node, "Channels are taken apart, each by its place; they stay whole.")
+        return None
+    return [Labels(labels.dim - (dim < labels.dim), labels.ids)] * len(node.meta["val"])
+
+
 @rule(aten.matmul.default, aten.bmm.default)
 def product(flow: Flow, node: Node) -> Labels | None:
     """Two tensors multiplied, as in attention: what is summed over goes from both, what is not stays with the result."""
@@ -427,6 +439,8 @@ def product(flow: Flow, node: Node) -> Labels | None:
         flow.unite(summed[0].ids, summed[1].ids)
     else:
         flow.freeze(summed)
+    dims = [summed[0], *{labels.dim: labels for labels in out}.values()]
+    flow.work += [Work(node.name, i, labels.ids) for i, labels in enumerate(dims) if labels is not None]
     if len(out) == 2 and out[0].dim == out[1].dim and len(out[0].ids) == len(out[1].ids):
         flow.unite(out[0].ids, out[1].ids)
     elif len(out) == 2:
@@ -442,6 +456,7 @@ def attention(flow: Flow, node: Node) -> Labels | None:
     rank = len(shape_of(node))
     if query is not None and key is not None and query.dim == key.dim == rank - 1:
         flow.unite(query.ids, key.ids)
+        flow.work.append(Work(f"{node.name}.keys", 0, query.ids))
         width = shape_of(node.args[0])[-1]
 
         def same_scale(kept: Kept) -> None:
@@ -453,6 +468,8 @@ def attention(flow: Flow, node: Node) -> Labels | None:
     if value is not None and value.dim != rank - 1:
         flow.freeze(value)
         return None
+    if value is not None:
+        flow.work.append(Work(f"{node.name}.values", 0, value.ids))
     return value
 
 

@@ -18,7 +18,7 @@ class Selection:
 
     Attributes:
         removed: Representatives of the classes of channels to cut.
-        fraction: The share of the goal's measure (MACs or parameters) that is left.
+        fraction: The share of the goal's measure (MACs, parameters or bytes) that is left.
     """
 
     removed: set[int]
@@ -40,8 +40,8 @@ def select(
     Args:
         flow: The analysed graph.
         scores: Importance by class (see :func:`edgekit.compress.prune.importance.class_scores`).
-        costs: For each weight by name, what it costs now (its MACs, or its size); a weight's cost is proportional to the
-            product of its channel counts.
+        costs: For each weight by name, what it costs now (its MACs, or its size), and for each product without weights; it is
+            proportional to the product of the channel counts.
         goal: The share of the total cost to keep, between 0 and 1.
         scope: ``global`` ranks all channels together; ``layer`` cuts the same share everywhere.
         floor: The share of its channels that every layer keeps, at least one.
@@ -52,24 +52,26 @@ def select(
     """
     sizes: dict[tuple[str, int], int] = {}
     holders: dict[int, dict[tuple[str, int], int]] = defaultdict(lambda: defaultdict(int))
-    for slot in flow.slots:
-        key = (slot.parameter, slot.dim)
+    bound = [((s.parameter, s.dim), s.ids) for s in flow.slots] + [((w.name, w.dim), w.ids) for w in flow.work]
+    for key, ids in bound:
         if key in sizes:
             continue
-        sizes[key] = len(slot.ids)
-        for root in flow.roots(slot.ids).tolist():
+        sizes[key] = len(ids)
+        for root in flow.roots(ids).tolist():
             holders[root][key] += 1
     left = dict(sizes)
     least = {key: max(1, int(np.ceil(floor * size))) for key, size in sizes.items()}
+    dims: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for key in sizes:
+        dims[key[0]].append(key)
     total = sum(costs.values())
 
     def fraction() -> float:
         kept = 0.0
         for name, cost in costs.items():
             share = cost
-            for dim in (0, 1):
-                if (name, dim) in sizes:
-                    share *= left[name, dim] / sizes[name, dim]
+            for key in dims.get(name, ()):
+                share *= left[key] / sizes[key]
             kept += share
         return kept / total
 

@@ -89,7 +89,8 @@ def sequence_mean_to_pool(module: GraphModule) -> int:
             continue
         steps: list[tuple[Any, tuple[Any, ...]]] = [(aten.adaptive_avg_pool1d.default, ([1],))]
         if dim == 1:
-            steps.insert(0, (aten.transpose.int, (1, 2)))
+            # Of a transpose, torch writes the pooling for channels-last strides, with a gather behind it.
+            steps[:0] = [(aten.transpose.int, (1, 2)), (aten.contiguous.default, ())]
         if not keep:
             steps.append((aten.flatten.using_ints, (1,)))
         elif dim == 1:

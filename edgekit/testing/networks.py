@@ -242,6 +242,21 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
+class Encoder(nn.Module):
+    """torch's own encoder layers, one with time first, one with the batch first."""
+
+    def __init__(self, width: int = 24, heads: int = 3) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, stride=4)
+        self.first = nn.TransformerEncoderLayer(width, heads, 48, norm_first=True)
+        self.second = nn.TransformerEncoderLayer(width, heads, 40, activation="gelu", batch_first=True)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.patches(x).flatten(2).permute(2, 0, 1))
+        return self.head(self.second(x.transpose(0, 1)).mean(1))
+
+
 class Inception(nn.Module):
     """Three branches that begin with a 1×1 convolution of the same tensor, a pooled one, and all put together."""
 
@@ -304,6 +319,7 @@ FEATURES: dict[str, Callable[[], nn.Module]] = {
     "pixel-shuffle": PixelShuffle,
     "transposed": Transposed,
     "attention": Attention,
+    "encoder": Encoder,
     "inception": Inception,
     "rep-vgg": RepVgg,
 }

@@ -10,7 +10,7 @@ from torch import nn
 from edgekit import zoo
 from edgekit.bundle import Bundle
 from edgekit.compress.pipeline import compress
-from edgekit.compress.prune.channels import PruneChannels, prune
+from edgekit.compress.prune.channels import PruneChannels, prune, weight_costs
 from edgekit.compress.prune.flow import Flow, Labels, analyse
 from edgekit.compress.prune.importance import class_scores, slice_norms
 from edgekit.compress.prune.rules import RULES, rule
@@ -37,8 +37,8 @@ def _silence(module: torch.fx.GraphModule, flow: Flow, removed: set[int]) -> Non
             value[tuple(index)] = 1.0 if is_variance else 0.0
 
 
-# Without the one with layer norm, whose means and variances are over the channels that are left.
-@pytest.mark.parametrize("name", [name for name in networks.FEATURES if name != "attention"])
+# Without those with layer norm, whose means and variances are over the channels that are left.
+@pytest.mark.parametrize("name", [name for name in networks.FEATURES if name not in ("attention", "encoder")])
 @pytest.mark.parametrize("share", [0.7, 0.4])
 def test_pruned_network_equals_the_whole_one_with_those_channels_at_zero(name: str, share: float) -> None:
     program = export_program(networks.make(name), networks.INPUT_SHAPE)
@@ -78,6 +78,42 @@ def test_pruned_program_trains_and_is_pruned_again(name: str) -> None:
 def _macs_by_weight(module: torch.fx.GraphModule) -> dict[str, float]:
     macs = {layer.name: layer.macs for layer in cost_of(module).layers}
     return {str(n.args[1].target): macs[n.name] for n in module.graph.nodes if macs.get(n.name)}
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "depthwise", "encoder"])
+def test_a_goal_in_bytes_counts_all_that_is_stored(name: str) -> None:
+    module = trainable(export_program(networks.make(name), networks.INPUT_SHAPE))
+    before, flow = cost_of(module), analyse(module, RULES)
+    costs = weight_costs(module, flow, "bytes")
+    used = {str(n.target) for n in module.graph.nodes if n.op == "get_attr" and n.users}
+    assert sum(costs.values()) == before.bytes == sum(4 * attribute(module, name).numel() for name in used)
+    removed = select(flow, class_scores(flow, "l2"), costs, goal=0.5)
+    cut(flow, removed.removed)
+    after = cost_of(trainable(export_program(module, networks.INPUT_SHAPE)))
+    assert removed.fraction == pytest.approx(after.bytes / before.bytes, rel=1e-9)
+    assert 0.4 < removed.fraction <= 0.5
+
+
+@pytest.mark.parametrize("name", ["attention", "encoder"])
+def test_the_products_of_attention_shrink_in_the_count_as_in_fact(name: str) -> None:
+    module = trainable(export_program(networks.make(name), networks.INPUT_SHAPE))
+    before, flow = cost_of(module), analyse(module, RULES)
+    costs = weight_costs(module, flow, "macs")
+    assert sum(costs.values()) == pytest.approx(before.macs)
+    found = select(flow, class_scores(flow, "l2"), costs, goal=0.5)
+    cut(flow, found.removed)
+    after = cost_of(trainable(export_program(module, networks.INPUT_SHAPE)))
+    assert found.fraction == pytest.approx(after.macs / before.macs, rel=1e-9)
+    assert found.fraction > 0.46
+
+
+def test_size_is_a_goal_of_the_step(before: Bundle, data: Dataset) -> None:
+    small = compress(before, "prune-channels:size=0.5,rounds=2,between=0,epochs=0,multiple=1,reconstruct=0", data)
+    was, now = cost_of(before.module()), cost_of(small.module())
+    assert 0.45 * was.bytes < now.bytes <= 0.5 * was.bytes
+    assert small.steps[-1]["report"]["bytes"]["ratio"] == now.bytes / was.bytes
+    with pytest.raises(ValueError, match="exactly one goal"):
+        PruneChannels(size=0.5, parameters=0.5)
 
 
 def test_residual_addition_couples_both_branches() -> None:
@@ -361,6 +397,101 @@ def test_attention_loses_channels_of_every_head_alike(fused: bool) -> None:
     assert pruned.query.weight.shape == pruned.key.weight.shape == (15, 10)
     assert pruned.value.weight.shape == (18, 10)
     torch.testing.assert_close(pruned(x), whole(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["weights", "fused", "memory", "packed"])
+def test_attention_of_torch_loses_queries_with_keys_and_values_alone(form: str) -> None:
+    """Whichever graph torch makes of it: the whole network with those channels at zero gives the same."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(24, 3, batch_first=form == "fused")
+            self.memory, self.packed, self.out = nn.Linear(24, 24), nn.Linear(24, 72), nn.Linear(24, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if form == "packed":
+                q, k, v = self.packed(x).reshape(x.shape[0], 6, 3, 3, 8).permute(2, 0, 3, 1, 4).unbind(0)
+                y = nn.functional.scaled_dot_product_attention(q, k, v)
+                return self.out(y.transpose(1, 2).flatten(2)).mean(1)
+            x = x if form == "fused" else x.transpose(0, 1)
+            memory = self.memory(x) if form == "memory" else x
+            y = self.attention(x, memory, memory, need_weights=form == "weights")[0]
+            return self.out(y).mean(1 if form == "fused" else 0)
+
+    torch.manual_seed(0)
+    program = export_program(Own().eval(), (6, 24))
+    x = torch.randn(4, 6, 24, generator=torch.Generator().manual_seed(1))
+    whole, pruned = trainable(program), trainable(program)
+    flow, again = analyse(whole, RULES), analyse(pruned, RULES)
+    assert not flow.barriers
+    rows = [
+        flow.roots(s.ids).tolist()
+        for s in flow.slots
+        if s.role == "out" and ("in_proj" in s.parameter or "packed" in s.parameter)
+    ]
+    flat = [root for part in rows for root in part]
+    queries, keys, values = flat[:24], flat[24:48], flat[48:]
+    assert queries == keys
+    assert queries == queries[:8] * 3
+    assert values == values[:8] * 3
+    assert not set(queries) & set(values)
+    removed = {queries[i] for i in (0, 3, 5)} | {values[1]}
+    if form != "packed":  # the embedding behind the attention
+        removed.add(int(flow.roots(next(s.ids for s in flow.slots if s.parameter.endswith("out_proj.bias")))[2]))
+    _silence(whole, flow, removed)
+    cut(again, removed)
+    # 3 heads of 8: 5 queries and keys, 7 values.
+    assert sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in pruned.parameters()) >= 21 * 25
+    torch.testing.assert_close(pruned(x), whole(x), rtol=1e-5, atol=1e-6)
+    smaller = trainable(export_program(pruned, (6, 24)))
+    torch.testing.assert_close(smaller(x), whole(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("time_first", [False, True])
+def test_a_class_token_follows_the_channels_it_stands_beside(time_first: bool) -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Linear(6, 12), nn.Linear(12, 4)
+            self.token = nn.Parameter(torch.randn(1, 1, 12))
+            self.positions = nn.Parameter(torch.randn(4, 12))
+            self.attention = nn.MultiheadAttention(12, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embedding(x)
+            if time_first:
+                x = torch.cat([self.token.expand(1, x.shape[0], 12), x.transpose(0, 1)])
+                x = x + self.positions[:, None]
+                return self.head(x + self.attention(x, x, x)[0])[0]
+            return self.head(torch.cat([self.token.expand(x.shape[0], 1, 12), x], 1) + self.positions)[:, 0]
+
+    torch.manual_seed(0)
+    program = export_program(Token().eval(), (3, 6))
+    x = torch.randn(5, 3, 6, generator=torch.Generator().manual_seed(0))
+    whole, pruned = trainable(program), trainable(program)
+    flow, again = analyse(whole, RULES), analyse(pruned, RULES)
+    assert not flow.barriers
+    roots = flow.roots(next(s.ids for s in flow.slots if s.parameter == "embedding.weight"))
+    removed = {int(root) for root in roots[[1, 4, 7]]}
+    assert not any(flow.is_frozen(root) for root in removed)
+    _silence(whole, flow, removed)
+    cut(again, removed)
+    assert pruned.token.shape == (1, 1, 9)
+    torch.testing.assert_close(pruned(x), whole(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_that_the_graph_computes_stays_whole() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(nn.functional.linear(x, self.first.weight * 2).relu())
+
+    flow = analyse(trainable(export_program(Tied().eval(), (6,))), RULES)
+    assert all(flow.is_frozen(int(root)) for slot in flow.slots for root in flow.roots(slot.ids))
 
 
 def test_layer_norm_follows_its_channels() -> None:
