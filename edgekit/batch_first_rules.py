@@ -9,28 +9,19 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from torch.fx import Node
 
 from edgekit.layout import Atom, Group, Layout, UnfitError, Value, aligned, sizes_of, viewed, whole
 from edgekit.program import aten
+from edgekit.rules import into
 
 Rule = Callable[["Rewriter", Node], Value | list[Value]]
-R = TypeVar("R", bound=Rule)
 RULES: dict[Any, Rule] = {}
 """How each operator is computed on tensors that lie elsewhere; one may raise UnfitError to be left as it is written."""
-
-
-def rule(*targets: Any) -> Callable[[R], R]:
-    """Registers a rule for operators."""
-
-    def register(function: R) -> R:
-        for target in targets:
-            RULES[target] = function
-        return function
-
-    return register
+rule = into(RULES)
+"""Registers a rule for operators."""
 
 
 class Rewriter:

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgekit.program import aten, attribute, codebook_of, layer_name, quantized, shape_of, sparse_of, trainable
+from edgekit.rules import into
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,9 @@ class Cost:
 
 MacsRule = Callable[[Node], int]
 MACS: dict[Any, MacsRule] = {}
-"""The MACs of each operator that multiplies; :func:`rule` adds one."""
-
-
-def rule(*targets: Any) -> Callable[[MacsRule], MacsRule]:
-    """Registers how an operator's MACs are counted."""
-
-    def register(function: MacsRule) -> MacsRule:
-        for target in targets:
-            MACS[target] = function
-        return function
-
-    return register
+"""The MACs of each operator that multiplies."""
+rule = into(MACS)
+"""Registers how an operator's MACs are counted."""
 
 
 @rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)

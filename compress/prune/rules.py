@@ -8,7 +8,6 @@ could be cut). It may bind parameters (:meth:`Flow.bind`), make channels the sam
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,19 +16,11 @@ from torch.fx import Node
 from edgekit.compress.prune.flow import Flow, Kept, Labels, Rule, Work
 from edgekit.compress.prune.reshapes import bind_constant, block_of, dimension_to_cut
 from edgekit.program import aten, shape_of
+from edgekit.rules import into
 
 RULES: dict[Any, Rule] = {}
-
-
-def rule(*targets: Any) -> Callable[[Rule], Rule]:
-    """Registers a rule for operators such as ``torch.ops.aten.relu.default`` or one of your own."""
-
-    def register(function: Rule) -> Rule:
-        for target in targets:
-            RULES[target] = function
-        return function
-
-    return register
+rule = into(RULES)
+"""Registers a rule for operators such as ``torch.ops.aten.relu.default`` or one of your own."""
 
 
 def argument(node: Node, position: int, default: Any = None) -> Any:

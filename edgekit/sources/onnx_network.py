@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from edgekit.errors import SourceError, UnsupportedOperatorError
+from edgekit.rules import into
 
 if TYPE_CHECKING:
     import onnx
@@ -50,18 +51,9 @@ class Node:
 
 Rule = Callable[["OnnxNetwork", Node, list[Any]], Any]
 RULES: dict[str, Rule] = {}
-"""How each operator is computed; :func:`rule` adds one."""
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers an operator's rule: from the network, the node and its input values to its output."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
-        return function
-
-    return register
+"""How each operator is computed."""
+rule = into(RULES)
+"""Registers an operator's rule: from the network, the node and its input values to its output."""
 
 
 class OnnxNetwork(nn.Module):

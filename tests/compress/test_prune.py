@@ -37,6 +37,14 @@ def _silence(module: torch.fx.GraphModule, flow: Flow, removed: set[int]) -> Non
             value[tuple(index)] = 1.0 if is_variance else 0.0
 
 
+def _twice(program: torch.export.ExportedProgram) -> tuple[torch.fx.GraphModule, Flow, torch.fx.GraphModule, Flow]:
+    """A network whose channels are made zero and one that loses them, each with its flow; all of it can be followed."""
+    whole, pruned = trainable(program), trainable(program)
+    flow, again = analyse(whole, RULES), analyse(pruned, RULES)
+    assert not flow.barriers
+    return whole, flow, pruned, again
+
+
 # Without those with layer norm, whose means and variances are over the channels that are left.
 @pytest.mark.parametrize("name", [name for name in networks.FEATURES if name not in ("attention", "encoder")])
 @pytest.mark.parametrize("share", [0.7, 0.4])
@@ -382,9 +390,7 @@ def test_attention_loses_channels_of_every_head_alike(fused: bool) -> None:
     torch.manual_seed(0)
     program = export_program(Heads().eval(), (6, 10))
     x = torch.randn(4, 6, 10, generator=torch.Generator().manual_seed(1))
-    whole, pruned = trainable(program), trainable(program)
-    flow, again = analyse(whole, RULES), analyse(pruned, RULES)
-    assert not flow.barriers
+    whole, flow, pruned, again = _twice(program)
     rows = {
         name: flow.roots(next(s.ids for s in flow.slots if s.parameter == f"{name}.weight" and s.role == "out"))
         for name in ("query", "key", "value")
@@ -422,9 +428,7 @@ def test_attention_of_torch_loses_queries_with_keys_and_values_alone(form: str) 
     torch.manual_seed(0)
     program = export_program(Own().eval(), (6, 24))
     x = torch.randn(4, 6, 24, generator=torch.Generator().manual_seed(1))
-    whole, pruned = trainable(program), trainable(program)
-    flow, again = analyse(whole, RULES), analyse(pruned, RULES)
-    assert not flow.barriers
+    whole, flow, pruned, again = _twice(program)
     rows = [
         flow.roots(s.ids).tolist()
         for s in flow.slots
@@ -469,9 +473,7 @@ def test_a_class_token_follows_the_channels_it_stands_beside(time_first: bool) -
     torch.manual_seed(0)
     program = export_program(Token().eval(), (3, 6))
     x = torch.randn(5, 3, 6, generator=torch.Generator().manual_seed(0))
-    whole, pruned = trainable(program), trainable(program)
-    flow, again = analyse(whole, RULES), analyse(pruned, RULES)
-    assert not flow.barriers
+    whole, flow, pruned, again = _twice(program)
     roots = flow.roots(next(s.ids for s in flow.slots if s.parameter == "embedding.weight"))
     removed = {int(root) for root in roots[[1, 4, 7]]}
     assert not any(flow.is_frozen(root) for root in removed)
