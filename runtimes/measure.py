@@ -254,8 +254,9 @@ def measure(
                     if journal is not None and one.failure != TargetError.failure:
                         journal.keep(index, number, one)
                 done += len(group)
-                named = dict.fromkeys(f"{cells[i].label} in {cells[i].choice}" for i in group)
-                progress(done, total, f"measuring: {', '.join(named)}")
+                leader = cells[min(group)]
+                others = f" and {len(group) - 1} more, in turn" if len(group) > 1 else ""
+                progress(done, total, f"measuring: {leader.label} in {leader.choice}{others}")
 
     rounds = 1 if target.counts_instructions else plan.rounds
     go_on(range(len(cells)), 0, rounds)

@@ -15,7 +15,7 @@ from edgekit.bundle import Bundle
 from edgekit.compress.pipeline import compress
 from edgekit.cost import cost_of
 from edgekit.program import export_program
-from edgekit.testing import networks
+from edgekit.testing import families, networks
 
 # A smaller input than the network is made for, where it takes one: the graph is the same.
 ZOO = {"digits-cnn": None, "resnet20-cifar": None, "mobilenet-v1": 64, "mobilenet-v2": 64, "squeezenet-1.1": 64}
@@ -42,16 +42,40 @@ def _bundle(name: str) -> Bundle:
 @pytest.mark.parametrize("share", [0.7, 0.4])
 @pytest.mark.parametrize("name", [*networks.FEATURES, *ZOO])
 def test_cut_networks_are_smaller_and_right_in_every_format(name: str, share: float, tmp_path: Path) -> None:
-    before = _bundle(name)
+    _cut(_bundle(name), share, tmp_path / name)
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_every_family_of_the_zoo_is_cut_and_right_in_every_format(share: float, tmp_path: Path) -> None:
+    """Side by side in one network: each of them is smaller, and none hides a wrong output behind the others."""
+    transformer = families.bundle({"transformer": families.SEQUENCES["transformer"]}, (9, 8))
+    for before in (families.images(), transformer):
+        was = _parameters(before)
+        now = _parameters(_cut(before, share, tmp_path / "-".join(was)))
+        # Its shuffle mixes three groups of 20 channels: a cut in one moves channels between the groups of the next layer.
+        assert [name for name in was if now[name] >= was[name]] in ([], ["shufflenet-v1"])
+
+
+def _parameters(bundle: Bundle) -> dict[str, int]:
+    """Of each family."""
+    found: dict[str, int] = {}
+    for name, value in bundle.module().named_parameters():
+        family = name.split(".")[1]
+        found[family] = found.get(family, 0) + value.numel()
+    return found
+
+
+def _cut(before: Bundle, share: float, path: Path) -> Bundle:
+    """Cuts a network and looks at what is left: its size, its bundle, its exports."""
     small = compress(before, f"prune-channels:macs={share},multiple=1,epochs=0")
     was, now = cost_of(before.module()), cost_of(small.module())
     assert now.macs <= share * was.macs
     assert now.parameters < was.parameters
     assert before.samples is not None
-    small = small.with_samples(before.samples.inputs, before.samples.labels).save(tmp_path / name)
+    small = small.with_samples(before.samples.inputs, before.samples.labels).save(path)
     # By the shapes that are left, the file holds the weights and nothing else.
     theory = sum(value.numel() * value.element_size() for value in small.program.state_dict.values())
-    with zipfile.ZipFile(tmp_path / name / "program.pt2") as archive:
+    with zipfile.ZipFile(path / "program.pt2") as archive:
         stored = sum(
             e.file_size for e in archive.infolist() if "/weights/" in e.filename and not e.filename.endswith("json")
         )
@@ -60,3 +84,4 @@ def test_cut_networks_are_smaller_and_right_in_every_format(name: str, share: fl
     for file in edgekit.export(small, ["onnx", "tflite", "ncnn"]):
         found = file.parity["agreement"]
         assert found["sqnr_db"] is None or found["sqnr_db"] > 80
+    return small
