@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def into(table: dict[Any, F]) -> Callable[..., Callable[[F], F]]:
+class Registrar(Protocol):
+    """Takes the operators that the decorated function is the rule of."""
+
+    def __call__(self, *operators: Any) -> Callable[[F], F]: ...
+
+
+def into(table: dict[Any, Any]) -> Registrar:
     """A decorator that puts a function into a table.
 
     Args:
         table: Rules by operator.
-
-    Returns:
-        Takes the operators that the function is the rule of.
 
     Example:
         >>> table = {}

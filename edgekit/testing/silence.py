@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch.export import ExportedProgram
@@ -20,7 +22,7 @@ def silence(module: GraphModule, flow: Flow, removed: set[int]) -> None:
             continue
         with torch.no_grad():
             value = attribute(module, slot.parameter)
-            index = [slice(None)] * value.dim()
+            index: list[Any] = [slice(None)] * value.dim()
             index[slot.dim] = torch.from_numpy(np.flatnonzero(gone))
             is_variance = slot.parameter.endswith("running_var")
             value[tuple(index)] = 1.0 if is_variance else 0.0
