@@ -59,7 +59,7 @@ def matrix() -> list[str]:
         lines += [
             f"**The matrix here** ({found['targets']['local']['cpu']}; p50 in ms with one and two threads, {found['rounds']} "
             f"interleaved rounds; top-1 on {found['images']} images), "
-            "`python benches/matrix.py`:",
+            f"`python benches/matrix.py --rounds {found['rounds']}`:",
             "",
             "| network | precision | runtime | 1 thread | 2 threads | peak MiB | size KiB | top-1 |",
             "|---|---|---|---|---|---|---|---|",
@@ -87,7 +87,7 @@ def matrix() -> list[str]:
         lines += [
             "",
             "**Counted on emulated ARM** (millions of instructions of one inference: all, dot products in brackets), "
-            "`python benches/matrix.py --target emulated:cortex-a76 …`:",
+            "`python benches/matrix.py --images 0 --target emulated:cortex-a76 …`:",
             "",
         ]
         targets = list(dict.fromkeys(key[1] for key in emulated))
