@@ -96,8 +96,8 @@ def test_a_shell_unpacks_the_whole_or_fails(tools: str, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     try:
         variables = _tools_of_android(tmp_path / "bin") if tools == "Android's" else {"PATH": os.environ["PATH"]}
-    except (PackagesError, OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"toybox can't be had or does not run here: {error}")
+    except PackagesError as error:
+        pytest.skip(f"toybox can't be had: {error.what}")
     shell = shutil.which("sh", path=variables["PATH"])
     assert shell is not None
     (large := tmp_path / "large").write_bytes(np.random.default_rng(0).bytes(9_000_000))
