@@ -73,6 +73,7 @@ def arm_board(folder: Path, programs: str = "/system/bin", cpu: str = "cortex-a7
     Raises:
         PackagesError: If busybox can't be fetched, or this machine lets no user have namespaces with binfmt_misc.
     """
+    _look_for_namespaces()
     made = emulated_root.root(CPUS[cpu].architecture)
     root = folder / "root"
     for name in ("proc", "sys", "dev", "small", "data/local/tmp", programs[1:], *_LIBRARIES):
@@ -88,12 +89,21 @@ def arm_board(folder: Path, programs: str = "/system/bin", cpu: str = "cortex-a7
     try:
         if process.stdout.readline() != b"ready\n":
             said = process.stderr.read().decode(errors="replace").strip()
-            raise PackagesError(f"an ARM machine can't be emulated in a root of its own here: {said[-300:]}")
+            raise AssertionError(f"the ARM machine did not start: {said[-300:]}")
         yield ArmBoard(process.pid, programs, cpu)
     finally:
         # Its end is that of its mounts.
         process.kill()
         process.communicate()
+
+
+def _look_for_namespaces() -> None:
+    """Asks for what a machine may refuse, and nothing more: whatever fails afterwards is a failure."""
+    mount = "mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc"
+    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PackagesError(f"this machine lets no user mount binfmt_misc in namespaces: {done.stderr.strip()[-300:]}")
 
 
 def _busybox(architecture: str) -> Path:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgekit.runtimes import comparison
 from edgekit.runtimes import measure as measuring
 from edgekit.runtimes.comparison import _expanded_tail, compare, half_width, interval
 from edgekit.runtimes.measure import Cell, Measurement, Plan, measure
@@ -178,6 +180,26 @@ def test_a_crash_between_turns_ends_its_own_cell(tmp_path: Path) -> None:
     fine, broken = measure([good, bad], [X] * 2, LocalTarget(), QUICK, pairs=[(1, 0)])
     assert [len(one) for one in fine.rounds_ms] == [20] * 3
     assert (broken.failure, broken.rounds_ms) == ("crash", ())
+
+
+def test_going_on_by_the_width_leaves_the_interval_its_coverage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _simulated(monkeypatch, {"base": 0.03, "same": 0.03})
+    monkeypatch.setattr(
+        comparison, "_RESAMPLES", 500
+    )  # the ends are a little rougher, and it takes a quarter of the time
+    cells = [_cell(write_fake(tmp_path / f"{name}.fake")) for name in ("base", "same")]
+    plan = Plan(rounds=8, within=0.03)
+    held, rounds = 0, []
+    for seed in range(30):
+        base, same = measure(cells, [X] * 2, LocalTarget(), replace(plan, seed=seed), pairs=[(1, 0)])
+        found = compare(same, base, seed)
+        held += found.low <= 1 <= found.high
+        rounds.append(len(base.rounds_ms))
+    assert max(rounds) > 8, "some went on"
+    # 95 % of 30 is 28.5; 25 is 2.9 standard errors below.
+    assert held >= 25
 
 
 def test_rounds_end_where_they_were_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
