@@ -1,12 +1,12 @@
-"""Half of a ResNet's MACs by low rank: what data, refitting and allocation bring, TensorLy at the same ranks, and the clock.
+"""Half of a network's MACs by low rank: what data, refitting and allocation bring, TensorLy at the same ranks, and the clock.
 
     pip install --no-deps tensorly==0.10.0
-    python benches/low_rank.py [--shared ../shared/data] [--work runs/low-rank] [--depth 20 …] [--epochs 2] [--part untrained …]
+    python benches/low_rank.py [--shared ../shared/data] [--work runs/low-rank] [--network vgg11 …] [--part untrained …]
 
 Three parts: ``untrained`` (variants without any training, and every layer decomposed by TensorLy at the same ranks),
 ``trained`` (short fine-tuning with the original's soft targets) and ``clock`` (the time in three runtimes, one thread,
-interleaved). Figures are on the 5 000 test copies, paired with the original's. Each row is kept as it is done; the same
-command goes on. Results go to benches/results/low_rank.json.
+interleaved). The VGG-11 has half of its channels and is trained here first. Figures are on the 5 000 test copies, paired
+with the original's. Each row is kept as it is done; the same command goes on. Results go to benches/results/low_rank.json.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from edgekit.program import attribute
 from edgekit.runtimes.measure import Plan
 
 RESULT = Path(__file__).parent / "results" / "low_rank.json"
+NETWORKS = ("resnet20", "resnet56", "vgg11")
 GOAL = "macs=0.5,multiple={multiple},epochs=0"
 VARIANTS = {
     "plain SVD": "images=0,reconstruct=0,allocation=energy",
@@ -56,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("runs/low-rank"))
-    parser.add_argument("--depth", type=int, action="append", choices=(20, 56))
+    parser.add_argument("--network", action="append", choices=NETWORKS)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--method", default="auto", choices=("auto", "spatial", "channel", "tucker", "cp"))
     parser.add_argument("--learning-rate", default="0.01")
@@ -64,12 +65,15 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=("untrained", "trained", "clock"))
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {"networks": {}}
-    for depth in arguments.depth or (20, 56):
-        original, data = networks.cifar_resnet(arguments.shared, depth)
-        kept = found["networks"].setdefault(f"resnet{depth}", {"untrained": {}})
+    for network in arguments.network or NETWORKS:
+        work = arguments.work / network
+        if network == "vgg11":
+            original, data = networks.cifar_vgg(arguments.shared, work / "float")
+        else:
+            original, data = networks.cifar_resnet(arguments.shared, int(network.removeprefix("resnet")))
+        kept = found["networks"].setdefault(network, {"untrained": {}})
         reference = evaluate(original.module(), data.test, original.preprocessing)
         kept["float_top1"] = reference.top1
-        work = arguments.work / f"resnet{depth}"
 
         def keep() -> None:
             write_json(RESULT, {**found, "versions": versions()})
