@@ -1,4 +1,7 @@
-"""The tables of the README, from the results in benches/results: ``python benches/tables.py [--write]``."""
+"""What the documents tell, from the results in benches/results: ``python benches/tables.py [--write]``.
+
+One line for each bench in the README, all tables in docs/results.md.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable
 import tables_runtime as runtime
 import tables_structure as structure
 from tables_shared import NAMES, ROOT, machine, points, result
+from tables_summary import summary
 
 BEGIN, END = "<!-- measured: benches/tables.py -->", "<!-- end -->"
 
@@ -219,21 +223,36 @@ def tables() -> str:
         "calibration_memory": memory, "startup": others,
     }  # fmt: skip
     # What was not measured has no table.
-    made = [part() for name, part in parts.items() if (ROOT / "benches" / "results" / f"{name}.json").is_file()]
-    return "\n".join([BEGIN, "", *(line for part in made for line in (*part, "")), END])
+    made = [part() for name, part in parts.items() if _measured(name)]
+    return _marked([line for part in made for line in (*part, "")][:-1])
+
+
+def documents() -> dict[str, str]:
+    """What each document says of it, by its path in the repository."""
+    return {"README.md": _marked(summary(_measured)), "docs/results.md": tables()}
+
+
+def _measured(name: str) -> bool:
+    return (ROOT / "benches" / "results" / f"{name}.json").is_file()
+
+
+def _marked(lines: list[str]) -> str:
+    return "\n".join([BEGIN, "", *lines, "", END])
 
 
 def main() -> None:
-    """Prints the tables, or writes them into the README."""
+    """Prints the tables, or writes them into the documents."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put them into README.md")
-    if not parser.parse_args().write:
-        print(tables())
-        return
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    start, stop = text.index(BEGIN), text.index(END) + len(END)
-    readme.write_text(text[:start] + tables() + text[stop:])
+    parser.add_argument("--write", action="store_true", help="put them into README.md and docs/results.md")
+    arguments = parser.parse_args()
+    for name, made in documents().items():
+        if not arguments.write:
+            print(made)
+            continue
+        path = ROOT / name
+        text = path.read_text()
+        start, stop = text.index(BEGIN), text.index(END) + len(END)
+        path.write_text(text[:start] + made + text[stop:])
 
 
 if __name__ == "__main__":

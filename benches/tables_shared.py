@@ -1,4 +1,4 @@
-"""What the tables of the README share."""
+"""What the tables share."""
 
 from __future__ import annotations
 
