@@ -32,6 +32,8 @@ from edgekit.files import write_json
 # CP is not among those that are tried unasked, though it loses least at the same MACs (benches/low_rank.py): it takes thirty
 # times as long to find, and ncnn took twice the original's time for half of its MACs.
 _AUTO = ("channel", "spatial", "tucker")
+# Of a weight: the step asks for float weights.
+_FLOAT_BYTES = 4
 # Images for sensitivities: they rank layers, no more.
 _PROBED = 128
 
@@ -52,13 +54,14 @@ class _Work:
 class Factorize(Step):
     """Replaces convolutions and linear layers by chains of smaller ones.
 
-    Give one goal: ``macs``, ``parameters`` or ``latency`` (the share to keep, ranks are allocated over the network), or the
-    ranks: ``energy``, ``rank``, ``ranks`` or ``vbmf``. A layer is replaced only where that takes fewer MACs and fewer
+    Give one goal: ``macs``, ``parameters``, ``size`` or ``latency`` (the share to keep, ranks are allocated over the network),
+    or the ranks: ``energy``, ``rank``, ``ranks`` or ``vbmf``. A layer is replaced only where that takes fewer MACs and fewer
     parameters. With data at hand the chains are fitted to what the layers give on images, not to their weights.
 
     Attributes:
         macs: Share of the multiply-accumulates to keep, between 0 and 1.
         parameters: Share of the parameters to keep, between 0 and 1.
+        size: Share of the weights' bytes to keep, between 0 and 1: all that the bundle stores of them, batch norm included.
         latency: Share of the measured latency to keep and the format in whose runtime to measure it, such as
             ``0.5@tflite``: one thread of this machine, by trials.
         energy: Share of the variance of its output (of its weight, without data) that every layer keeps.
@@ -94,6 +97,7 @@ class Factorize(Step):
 
     macs: float | None = None
     parameters: float | None = None
+    size: float | None = None
     latency: str | None = None
     energy: float | None = None
     rank: float | None = None
@@ -116,13 +120,14 @@ class Factorize(Step):
         shares = {
             "macs": self.macs,
             "parameters": self.parameters,
+            "size": self.size,
             "latency": timed[0],
             "energy": self.energy,
             "rank": self.rank,
         }
         if sum(value is not None for value in shares.values()) + bool(self.ranks) + self.vbmf != 1:
             raise ValueError(
-                "give exactly one of macs, parameters, latency, energy, rank, ranks and vbmf, for example macs=0.5"
+                "give exactly one of macs, parameters, size, latency, energy, rank, ranks and vbmf, for example macs=0.5"
             )
         for name, value in shares.items():
             if value is not None and not 0 < value < 1:
@@ -264,8 +269,14 @@ class Factorize(Step):
                 return uniform(choices, limited, budget)
             return within(choices, limited, budget, weights)
 
+        if self.macs is not None:
+            return plan_for(self.macs, "macs"), {}
+        if self.size is not None:
+            # Chains are stored as what they replace was, so all that is to go goes in elements of weights.
+            gone = (1 - self.size) * totals.bytes / _FLOAT_BYTES
+            return plan_for(1 - gone / totals.parameters, "parameters"), {}
         if self.latency is None:
-            return plan_for(*((self.macs, "macs") if self.macs is not None else (self.parameters, "parameters"))), {}  # type: ignore[arg-type]
+            return plan_for(float(self.parameters or 0), "parameters"), {}
         goal, format = parse_goal(self.latency)
 
         def cut_to(share: float, multiple: int) -> Bundle | None:
@@ -283,9 +294,9 @@ class Factorize(Step):
         return plan_for(share, "macs"), {"stopwatch": timed}
 
     def ensures(self, before: Bundle, after: Bundle) -> None:
-        for name in ("macs", "parameters"):
-            share = getattr(self, name)
-            was, now = (getattr(cost_of(bundle.module()), name) for bundle in (before, after))
+        costs = [cost_of(bundle.module()) for bundle in (before, after)]
+        for name, share in (("macs", self.macs), ("parameters", self.parameters), ("bytes", self.size)):
+            was, now = (getattr(cost, name) for cost in costs)
             if now >= was or (share is not None and now > share * was + 1e-6 * was):
                 raise StepError(f"{now / was:.1%} of the {name} are left, the goal was {share or 1:.1%}")
 
@@ -316,5 +327,5 @@ def _totals(before: Cost, after: Cost) -> dict[str, Any]:
             "after": getattr(after, name),
             "ratio": getattr(after, name) / getattr(before, name),
         }
-        for name in ("macs", "parameters")
+        for name in ("macs", "parameters", "bytes")
     }

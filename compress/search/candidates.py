@@ -3,7 +3,7 @@
 A new technique is one more line: its steps as typed after ``--step``, with what they aim at in braces.
 
     {share}    the share of the original to aim at: the goal, or what is left of it for this part of the recipe
-    {limit}    the same as a setting of prune-channels and its like: macs=…, parameters=… or latency=…
+    {limit}    the same as a setting of prune-channels and its like: macs=…, size=… or latency=…
     {zeros}    the share of zeros at which sparse weights take that share of their bytes
     {shared}   how many shared values at which codes take it
 
@@ -101,7 +101,7 @@ def candidates_for(goal: Goal, int8_share: float | None) -> list[Candidate]:
 def written(template: str, goal: Goal, share: float) -> str:
     """A step as typed, from its template and the share to aim at."""
     down = math.floor(share * 1e4) / 1e4
-    limits = {"size": f"parameters={down}", "macs": f"macs={down}", "latency": f"latency={down}@{goal.format}"}
+    limits = {"size": f"size={down}", "macs": f"macs={down}", "latency": f"latency={down}@{goal.format}"}
     # A mask is one bit of 32 for each weight, codes a whole number of bits.
     zeros = min(0.99, math.ceil((1 - share + 1 / 32) * 1e3) / 1e3)
     shared = 2 ** max(1, min(8, math.floor(share * 32)))

@@ -61,7 +61,7 @@ def test_goals_that_can_not_be_are_refused(text: str, said: str) -> None:
 
 def test_templates_aim_at_the_share() -> None:
     goal = Goal("size", 0.25)
-    assert written("prune-channels:{limit},epochs=0", goal, 0.25) == "prune-channels:parameters=0.25,epochs=0"
+    assert written("prune-channels:{limit},epochs=0", goal, 0.25) == "prune-channels:size=0.25,epochs=0"
     assert written("{limit}", Goal("latency", 0.5, "ncnn"), 0.33339) == "latency=0.3333@ncnn"
     # 22 % of the values in 32 bits and a bit for each place: 0.219 + 0.031 = 0.25 at most.
     assert written("{zeros}", goal, 0.25) == "0.782"
