@@ -3,7 +3,8 @@
     python benches/student.py [--shared ../shared/data] [--work runs/student] [--goal latency=0.5@tflite] [--epochs 1]
 
 (a) the same student, trained as long on labels alone; (b) ResNet-20 as it was trained, which is much longer than anything
-here; (c) channel pruning to the same latency, trained as the student is, teacher included. All begin with refitted weights
+here; (c) channel pruning to the same latency, trained as the student is, teacher included; both are cut on the grid of channels
+that the runtime likes. All begin with refitted weights
 of ResNet-56 (but (b)) and see the same images in the same order. Training chooses nothing: figures are of its last epoch,
 on the 5 000 test copies, paired. Times are interleaved, one thread, in three runtimes. Each part is saved when it is done,
 and not done again; a killed training goes on. Results go to benches/results/student.json.
@@ -59,12 +60,13 @@ def main() -> None:
         found.update(more)
         write_json(arguments.result, {**found, "settings": settings, "versions": versions()})
 
-    search = f"student:{arguments.goal},images={arguments.fitted},trial={arguments.trial}"
+    goal = f"{arguments.goal},align={arguments.goal.partition('@')[2]}"
+    search = f"student:{goal},images={arguments.fitted},trial={arguments.trial}"
     search += f",epochs=0,learning_rate={arguments.learning_rate:g},distill={arguments.distill:g}"
     untrained = {
         "student": _made(teacher, search, data, arguments.work),
         "pruned": _made(
-            teacher, f"prune-channels:{arguments.goal},reconstruct={arguments.fitted},epochs=0", data, arguments.work
+            teacher, f"prune-channels:{goal},reconstruct={arguments.fitted},epochs=0", data, arguments.work
         ),
     }
     keep(search=untrained["student"].steps[-1]["report"], pruning=untrained["pruned"].steps[-1]["report"])

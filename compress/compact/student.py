@@ -62,6 +62,7 @@ class MakeStudent(Step):
         scope: Rank all channels together, or cut the same share everywhere.
         floor: Share of its channels that every layer keeps.
         multiple: Cut so many channels of the same layers at a time.
+        align: A format in whose runtime the multiples 1 to 32 are tried; the fastest takes the place of ``multiple``.
         images: Training images to fit weights on, and to rank blocks and channels by.
         trial: Training images from which each candidate learns before they are compared; 0 compares them as fitted.
         epochs: Epochs of training of the chosen one; 0 leaves it as fitted.
@@ -88,6 +89,7 @@ class MakeStudent(Step):
     scope: Literal["global", "layer"] = "global"
     floor: float = 0.1
     multiple: int = 8
+    align: str | None = None
     images: int = 512
     trial: int = 2048
     epochs: int = 10
@@ -101,8 +103,9 @@ class MakeStudent(Step):
             raise ValueError("give exactly one goal: macs, parameters or latency, for example macs=0.5")
         if not 0 < goals[0] < 1:
             raise ValueError(f"a goal is a share between 0 and 1, not {goals[0]:g}")
-        if self.latency is not None:
-            refuse_unknown_format(parse_goal(self.latency)[1])
+        for format in (self.align, parse_goal(self.latency)[1] if self.latency is not None else None):
+            if format is not None:
+                refuse_unknown_format(format)
         if not self.ways:
             raise ValueError(f"ways needs one at least of {', '.join(WAYS)}")
         for name, least in (("multiplier", 1), ("images", 1), ("multiple", 1), ("trial", 0), ("epochs", 0)):
@@ -123,11 +126,26 @@ class MakeStudent(Step):
         needs_float_weights(self, bundle)
 
     def apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
-        data = context.dataset(self.name)
+        context.dataset(self.name)  # ask for it before the work, not after
         kept = context.checkpoints / "student.json" if context.checkpoints is not None else None
         found: dict[str, Any] = {}
         if kept is not None and kept.is_file():
             found = json.loads(kept.read_text())
+        if self.align is not None and "width" in self.ways:
+            if "multiple" not in found:
+                found["multiple"], grids = self._pruning(align=self.align).aligned(bundle, context)
+                found["grids"] = [trial.to_dict() for trial in grids]
+                _keep(kept, found)
+            settled = replace(self, align=None, multiple=found["multiple"])
+            after, report = settled._made(bundle, context, kept, found)
+            return after, {**report, "align": self.align, "multiple": found["multiple"], "grids": found["grids"]}
+        return self._made(bundle, context, kept, found)
+
+    def _made(
+        self, bundle: Bundle, context: Context, kept: Path | None, found: dict[str, Any]
+    ) -> tuple[Bundle, dict[str, Any]]:
+        """The student on a grid that is settled."""
+        data = context.dataset(self.name)
         parts, alone = self._parts(bundle, context)
         usable = [way for way in self.ways if not (way in alone and "*" in alone[way])]
         if not usable:
@@ -178,17 +196,7 @@ class MakeStudent(Step):
     def _parts(self, bundle: Bundle, context: Context) -> tuple[Parts, dict[str, dict[str, str]]]:
         """What students are made from, and what is left alone for each way, with the reason (``*``: all of it)."""
         module = bundle.module()
-        measure, share = self.goal
-        pruning = PruneChannels(
-            macs=share if measure == "macs" else None,
-            parameters=share if measure == "parameters" else None,
-            importance=self.importance,
-            images=self.images,
-            scope=self.scope,
-            floor=self.floor,
-            multiple=self.multiple,
-            epochs=0,
-        )
+        measure, pruning = self.goal[0], self._pruning()
         train = context.dataset(self.name).train
         count = images_at_once(module, self.images)
         images = to_inputs(train.images(train.spread(count)), bundle.preprocessing)
@@ -211,6 +219,20 @@ class MakeStudent(Step):
             teacher=bundle, blocks=removals, offers=offered, pruning=pruning, batches=listed, images=images,
             seed=context.seed,
         ), alone  # fmt: skip
+
+    def _pruning(self, align: str | None = None) -> PruneChannels:
+        measure, share = self.goal
+        return PruneChannels(
+            macs=share if measure == "macs" else None,
+            parameters=share if measure == "parameters" else None,
+            importance=self.importance,
+            images=self.images,
+            scope=self.scope,
+            floor=self.floor,
+            multiple=self.multiple,
+            align=align,
+            epochs=0,
+        )
 
     def _shares(
         self, parts: Parts, ways: Sequence[Way], context: Context

@@ -20,7 +20,7 @@ from edgekit.compress.prune.importance import ABREAST, FROM_DATA, Batches, Impor
 from edgekit.compress.prune.reconstruct import Refit, images_at_once, kept_positions, reconstruct
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.selection import select
-from edgekit.compress.prune.stopwatch import Stopwatch, align, meet, parse_goal, refuse_unknown_format
+from edgekit.compress.prune.stopwatch import Cut, Stopwatch, Trial, align, meet, parse_goal, refuse_unknown_format
 from edgekit.compress.prune.surgery import cut
 from edgekit.compress.step import Context, Progress, Step, needs_float_weights, no_progress
 from edgekit.cost import Cost, cost_of
@@ -171,17 +171,7 @@ class PruneChannels(Step):
         if kept is not None and kept.is_file():
             earlier = json.loads(kept.read_text())
             return self._settled(**earlier["settled"]), earlier
-        batches = self.evidence(bundle, context)
-        scores = class_scores(analyse(bundle.module(), RULES), self.importance, batches=batches, seed=context.seed)
-
-        def cut_to(share: float, multiple: int) -> Bundle | None:
-            module = bundle.module()
-            try:
-                prune(module, self._settled(measure, share, multiple), scores=scores)
-            except StepError:
-                return None
-            return bundle.with_module(module)
-
+        cut_to = self._cutting(bundle, context)
         name, goal = self.goal
         measure = "macs" if name == "latency" else name
         formats = self.align, parse_goal(self.latency)[1] if self.latency is not None else None
@@ -198,6 +188,28 @@ class PruneChannels(Step):
         if kept is not None:
             write_json(kept, found)
         return self._settled(measure, share, multiple), found
+
+    def aligned(self, bundle: Bundle, context: Context) -> tuple[int, list[Trial]]:
+        """The grid of channels on which the runtime of ``align`` is fastest at this goal, and what was tried."""
+        watch = Stopwatch(bundle, str(self.align), progress=context.progress)
+        return align(watch, self.goal[1], self._cutting(bundle, context))
+
+    def _cutting(self, bundle: Bundle, context: Context) -> Cut:
+        """Cuts to a share on a grid, the weights left as they are: it is for the clock."""
+        batches = self.evidence(bundle, context)
+        scores = class_scores(analyse(bundle.module(), RULES), self.importance, batches=batches, seed=context.seed)
+        name = self.goal[0]
+        measure = "macs" if name == "latency" else name
+
+        def cut_to(share: float, multiple: int) -> Bundle | None:
+            module = bundle.module()
+            try:
+                prune(module, self._settled(measure, share, multiple), scores=scores)
+            except StepError:
+                return None
+            return bundle.with_module(module)
+
+        return cut_to
 
     def _settled(self, measure: str, share: float, multiple: int) -> PruneChannels:
         """These settings with a goal that needs no clock."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from edgekit.compress.compact.depth import removal_order
 from edgekit.compress.compact.judge import Judge, divergence
 from edgekit.compress.compact.replacement import KINDS, offers
 from edgekit.compress.pipeline import compress
+from edgekit.compress.prune import channels
 from edgekit.compress.prune.channels import PruneChannels
 from edgekit.compress.prune.stopwatch import Stopwatch
 from edgekit.compress.step import Context
@@ -196,6 +197,33 @@ def test_what_the_clock_chose_is_kept_when_the_search_is_killed(
     again = compress(before, step, data, output=tmp_path / "again")
     assert KnownClock.asked == 0
     assert again.fingerprint == whole.fingerprint
+
+
+class FoursClock(Stopwatch):
+    """A runtime that takes four times as long where a width is no multiple of four."""
+
+    def ratios(self, bundles: Iterable[Bundle]) -> list[Comparison]:
+        def time(bundle: Bundle) -> float:
+            layers = [layer for layer in cost_of(bundle.module()).layers if layer.macs]
+            return sum(layer.macs * (4 if layer.output_shape[1] % 4 else 1) for layer in layers[:-1])
+
+        ratios = [time(bundle) / time(self._original) for bundle in bundles]
+        return [
+            Comparison(label="trial", baseline="original", ratio=r, low=r, high=r, verdict="faster") for r in ratios
+        ]
+
+
+def test_channels_are_cut_on_the_grid_that_the_runtime_likes(
+    before: Bundle, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels, "Stopwatch", FoursClock)
+    small = compress(before, f"student:macs=0.6,ways=[width],align=onnx,{QUICK}", data)
+    report = small.steps[-1]["report"]
+    assert report["multiple"] == 4
+    assert {grid["multiple"]: grid["ratio"] for grid in report["grids"]}[1] > 1
+    widths = [layer.output_shape[1] for layer in cost_of(small.module()).layers if layer.macs][:-1]
+    assert widths
+    assert all(width % 4 == 0 for width in widths)
 
 
 def test_the_real_clock_is_asked(before: Bundle, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
