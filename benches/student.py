@@ -4,7 +4,7 @@
 
 (a) the same student, trained as long on labels alone; (b) ResNet-20 as it was trained, which is much longer than anything
 here; (c) channel pruning to the same latency, trained as the student is, teacher included; both are cut on the grid of channels
-that the runtime likes. All begin with refitted weights
+channels that the runtime likes. All begin with refitted weights
 of ResNet-56 (but (b)) and see the same images in the same order. Training chooses nothing: figures are of its last epoch,
 on the 5 000 test copies, paired. Times are interleaved, one thread, in three runtimes. Each part is saved when it is done,
 and not done again; a killed training goes on. Results go to benches/results/student.json.
