@@ -2,10 +2,11 @@
 
     python benches/classes.py [--shared ../shared/data] [--work runs/classes] [--macs 0.3] [--epochs 4] [--classes cat,dog]
 
-(a) the whole network, its outputs restricted to those classes; (b) pruned on all classes to the same MACs, then restricted
-and fine-tuned on the classes; (c) restricted first, so that importance, refitting and fine-tuning see these classes alone;
-(d) the same, distilled from (a), a teacher that (b) has not. Epochs are chosen on validation images; figures are on those
-of the 5 000 test copies that belong to the classes, paired. Results go to benches/results/classes.json.
+The whole network, its outputs restricted to those classes, is cut to the same MACs in two ways: blind, on all classes and
+then restricted; and aware, restricted first, so that importance and refitting see these classes alone. Both are fine-tuned
+on the classes, once on labels alone and once with the restricted whole as their teacher: with the same images, in the same
+order. Epochs are chosen on validation images; figures are on those of the 5 000 test copies that belong to the classes,
+paired. Results go to benches/results/classes.json.
 """
 
 from __future__ import annotations
@@ -52,28 +53,29 @@ def main() -> None:
             "blind": edgekit.compress(original, [f"{cut},epochs=0", keep], data),
             "aware": edgekit.compress(original, [keep, f"{cut},epochs=0"], data),
         }
-        ways = {
-            "blind": (untrained["blind"], [f"finetune:{train}"]),
-            "aware": (untrained["aware"], [f"finetune:{train}"]),
-            "distilled": (original, [keep, f"{cut},{train},distill=0.7"]),
-        }
+        folder = arguments.work / classes.replace(",", "-")
+        whole.save(folder / "whole")
         found = {}
-        for name, (bundle, steps) in ways.items():
-            path = arguments.work / f"{classes.replace(',', '-')}-{name}"
-            trained = edgekit.compress(bundle, steps, data, output=path, progress=log)
-            found[name] = evaluate(trained.module(), seen.test, original.preprocessing, names=trained.labels)
-            row[name] = {
-                "steps": [step["step"] for step in trained.steps],
-                "macs_ratio": cost_of(trained.module()).macs / whole_macs,
-                "top1": found[name].top1,
-                "against_restricted": list(paired_difference(reference, found[name])),
-                "against_blind": list(paired_difference(found["blind"], found[name])),
-                "per_class": list(found[name].per_class),
-            }
-            if name in untrained:
-                before = evaluate(untrained[name].module(), seen.test, original.preprocessing)
-                row[name]["top1_before_training"] = before.top1
-            print(classes, name, {k: v for k, v in row[name].items() if k not in ("per_class", "steps")}, flush=True)
+        for teacher in ("", " distilled"):
+            taught = f",distill=[teacher={folder / 'whole'},weight=0.7]" if teacher else ""
+            for way, bundle in untrained.items():
+                name = way + teacher
+                path = folder / name.replace(" ", "-")
+                trained = edgekit.compress(bundle, f"finetune:{train}{taught}", data, output=path, progress=log)
+                found[name] = evaluate(trained.module(), seen.test, original.preprocessing, names=trained.labels)
+                before = evaluate(bundle.module(), seen.test, original.preprocessing)
+                row[name] = {
+                    "steps": [step["step"] for step in trained.steps],
+                    "macs_ratio": cost_of(trained.module()).macs / whole_macs,
+                    "top1_before_training": before.top1,
+                    "top1": found[name].top1,
+                    "against_restricted": list(paired_difference(reference, found[name])),
+                    "against_blind": list(paired_difference(found["blind" + teacher], found[name])),
+                    "per_class": list(found[name].per_class),
+                }
+                print(
+                    classes, name, {k: v for k, v in row[name].items() if k not in ("per_class", "steps")}, flush=True
+                )
         rows[classes] = row
         write_json(RESULT, {"rows": rows, "epochs": arguments.epochs, "versions": versions()})
 

@@ -59,22 +59,23 @@ def student() -> list[str]:
 def few_classes() -> list[str]:
     """Networks for a few classes."""
     found = result("classes")
+    ways = ("blind", "aware", "blind distilled", "aware distilled")
     lines = [
         "**A few classes of CIFAR-10 from ResNet-20** (top-1 on the test images of these classes, before and after "
-        f"{found['epochs']} epochs on them; differences against pruning without knowledge of the classes, paired), "
+        f"{found['epochs']} epochs on them; blind: cut without knowledge of the classes, then restricted; aware: "
+        "restricted, then cut; distilled: the restricted whole teaches; differences against blind with the same training, paired), "
         "`python benches/classes.py`:",
         "",
-        "| classes | the whole, restricted | MACs × | pruned, restricted | restricted, then pruned | the same, distilled |",
-        "|---|---|---|---|---|---|",
+        f"| classes | the whole, restricted | MACs × | {' | '.join(ways)} |",
+        "|---|---|---|" + "---|" * len(ways),
     ]
     for classes, row in found["rows"].items():
         cells = [classes.replace(",", ", "), f"{row['restricted_top1']:.1f} %", f"{row['aware']['macs_ratio']:.2f}"]
-        for name in ("blind", "aware", "distilled"):
+        for name in ways:
             one = row[name]
-            before = f"{one['top1_before_training']:.1f} → " if "top1_before_training" in one else ""
             difference, error = one["against_blind"]
-            beside = "" if name == "blind" else f" ({difference:+.1f} ± {error:.1f})"
-            cells.append(f"{before}{one['top1']:.1f} %{beside}")
+            beside = "" if name.startswith("blind") else f" ({difference:+.1f} ± {error:.1f})"
+            cells.append(f"{one['top1_before_training']:.1f} → {one['top1']:.1f} %{beside}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
