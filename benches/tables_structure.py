@@ -63,7 +63,8 @@ def few_classes() -> list[str]:
     lines = [
         "**A few classes of CIFAR-10 from ResNet-20** (top-1 on the test images of these classes, before and after "
         f"{found['epochs']} epochs on them; blind: cut without knowledge of the classes, then restricted; aware: "
-        "restricted, then cut; distilled: the restricted whole teaches; differences against blind with the same training, paired), "
+        "restricted, then cut; distilled: the restricted whole teaches; differences against blind with the same training, "
+        "paired), "
         "`python benches/classes.py`:",
         "",
         f"| classes | the whole, restricted | MACs × | {' | '.join(ways)} |",
