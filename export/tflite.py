@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +23,7 @@ from edgekit.export.lowering import (
     round_weights,
 )
 from edgekit.files import atomic_file
+from edgekit.forked import Ended, ForkServer, ServerError
 from edgekit.program import duplicate, export_program, layer_name, save_pt2
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 # MobileNetV2 takes some 20 s; a converter that hangs must not hang the command.
 TIMEOUT_S = 1800
+_CONVERTER = ForkServer("edgekit.export.tflite_converter:convert")
 
 
 class TfliteExporter(Exporter):
@@ -103,20 +103,21 @@ def _convert(module: GraphModule, lowered: Lowered) -> bytes:
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         source, target = Path(folder, "program.pt2"), Path(folder, "model.tflite")
         save_pt2(export_program(module, lowered.input_shape, origin="the lowered program"), source)
-        command = [sys.executable, "-m", "edgekit.export.tflite_converter", str(source), str(target)]
-        if lowered.precision == "int8":
-            command.append("--int8")
+        request = {"source": str(source), "target": str(target), "int8": lowered.precision == "int8"}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        except subprocess.TimeoutExpired as error:
+            done = _CONVERTER.call(request, TIMEOUT_S)
+        except TimeoutError as error:
             raise ExportError(f"the TFLite converter gave no result in {TIMEOUT_S} s and was stopped") from error
+        except ServerError as error:
+            last = str(error).splitlines()[-1:] or ["no message"]
+            raise ExportError(f"the TFLite converter could not be started: {last[0]}") from error
         if done.returncode or not target.is_file():
             raise _failure(module, done)
         return target.read_bytes()
 
 
-def _failure(module: GraphModule, done: subprocess.CompletedProcess[str]) -> ExportError:
-    text = done.stderr + done.stdout
+def _failure(module: GraphModule, done: Ended) -> ExportError:
+    text = done.output
     for node in module.graph.nodes:
         short = str(node.target).removesuffix(".default")
         if node.op == "call_function" and f"{short}" in text and "not implemented" in text.lower():
@@ -124,7 +125,7 @@ def _failure(module: GraphModule, done: subprocess.CompletedProcess[str]) -> Exp
                 f"TFLite export refuses the operator {node.target} at {layer_name(node)} (node {node.name})",
                 "Write that part of the model with operators that TFLite has, or leave TFLite out of --to.",
             )
-    lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+    lines = [line for line in text.strip().splitlines() if line.strip()]
     reason = f"died by signal {-done.returncode}" if done.returncode < 0 else "failed"
     last = lines[-1].strip() if lines else "no message"
     return ExportError(

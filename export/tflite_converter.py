@@ -1,17 +1,31 @@
-"""The child process of the TFLite export: ``python -m edgekit.export.tflite_converter IN.pt2 OUT.tflite [--int8]``."""
+"""The TFLite export's part in processes of its own: litert-torch is native code, brings jax along, and prints."""
 
 from __future__ import annotations
 
+import importlib
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+_SLOW = (
+    "litert_torch", "litert_torch.quantize.pt2e_quantizer", "litert_torch.quantize.quant_config", "scipy.sparse",
+    "torch._dynamo", "torch.export",
+)  # fmt: skip
 
-def convert(source: Path, target: Path, *, int8: bool) -> None:
+
+def preload() -> None:
+    """Imports what a conversion needs: most of the time of a small one."""
+    from edgekit import program as programs
+
+    with programs.quiet():
+        for name in _SLOW:
+            importlib.import_module(name)
+
+
+def convert(source: str, target: str, int8: bool) -> None:
     """Converts a program to TFLite with batch 1, and NHWC input if it takes images.
 
     Args:
@@ -23,7 +37,7 @@ def convert(source: Path, target: Path, *, int8: bool) -> None:
 
     from edgekit import program as programs
 
-    module = programs.trainable(programs.load_pt2(source))
+    module = programs.trainable(programs.load_pt2(Path(source)))
     shape = programs.shape_of(programs.input_node(module))[1:]
     with programs.quiet():
         import litert_torch
@@ -49,8 +63,4 @@ def convert(source: Path, target: Path, *, int8: bool) -> None:
         settings["quant_config"] = QuantConfig(pt2e_quantizer=quantizer)
     with programs.quiet():
         converted = litert_torch.convert(wrapped.eval(), (example,), **settings)
-        converted.export(str(target))
-
-
-if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]), int8="--int8" in sys.argv[3:])
+        converted.export(target)
