@@ -20,7 +20,16 @@ from edgekit.compress.prune.importance import ABREAST, FROM_DATA, Batches, Impor
 from edgekit.compress.prune.reconstruct import Refit, images_at_once, kept_positions, reconstruct
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.selection import select
-from edgekit.compress.prune.stopwatch import Cut, Stopwatch, Trial, align, meet, parse_goal, refuse_unknown_format
+from edgekit.compress.prune.stopwatch import (
+    Cut,
+    Stopwatch,
+    Trial,
+    align,
+    finer_from,
+    meet_on,
+    parse_goal,
+    refuse_unknown_format,
+)
 from edgekit.compress.prune.surgery import cut
 from edgekit.compress.step import Context, Progress, Step, needs_float_weights, no_progress
 from edgekit.cost import Cost, cost_of
@@ -182,7 +191,8 @@ class PruneChannels(Step):
             multiple, grids = align(watches[self.align], goal, cut_to)
             found |= {"grids": [t.to_dict() for t in grids], "align": self.align}
         if formats[1] is not None:
-            share, trials = meet(watches[formats[1]], goal, multiple, cut_to)
+            grids_to_try = finer_from(multiple) if self.align is not None else (multiple,)
+            multiple, share, trials = meet_on(grids_to_try, watches[formats[1]], goal, cut_to)
             found |= {"trials": [t.to_dict() for t in trials], "format": formats[1], "goal": goal}
         found["settled"] = {"measure": measure, "share": share, "multiple": multiple}
         if kept is not None:

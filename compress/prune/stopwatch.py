@@ -7,6 +7,7 @@ for a trial.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -212,6 +213,26 @@ def meet(stopwatch: Stopwatch, goal: float, multiple: int, cut: Cut) -> tuple[fl
             "Ask for less, lower the floor, or another runtime.",
         )
     return best.macs, trials
+
+
+def finer_from(multiple: int) -> tuple[int, ...]:
+    """A grid and those that are finer, one after the other."""
+    return (multiple, *(finer for finer in reversed(MULTIPLES) if finer < multiple))
+
+
+def meet_on(multiples: Sequence[int], stopwatch: Stopwatch, goal: float, cut: Cut) -> tuple[int, float, list[Trial]]:
+    """The first of several grids on which a latency is met, with what :func:`meet` found there.
+
+    A coarse grid may not go so far down: narrow layers can't be cut at all on it.
+
+    Raises:
+        StepError: If it is met on none.
+    """
+    *others, last = multiples
+    for multiple in others:
+        with contextlib.suppress(StepError):
+            return multiple, *meet(stopwatch, goal, multiple, cut)
+    return last, *meet(stopwatch, goal, last, cut)
 
 
 def refuse_unknown_format(name: str) -> None:

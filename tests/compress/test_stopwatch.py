@@ -11,7 +11,7 @@ import pytest
 from edgekit.bundle import Bundle
 from edgekit.compress.pipeline import compress
 from edgekit.compress.prune import stopwatch
-from edgekit.compress.prune.stopwatch import Cut, Stopwatch, Trial, align, meet, parse_goal
+from edgekit.compress.prune.stopwatch import Cut, Stopwatch, Trial, align, finer_from, meet, meet_on, parse_goal
 from edgekit.cost import cost_of
 from edgekit.errors import StepError, UsageError
 
@@ -58,6 +58,21 @@ def test_a_latency_goal_is_met_from_below_and_closely(fixed: float, goal: float)
 def test_a_goal_below_the_fixed_part_is_refused_with_what_was_tried() -> None:
     with pytest.raises(StepError, match=r"0\.30 of the original's was not reached in known"):
         meet(Known(0.5, {}), 0.3, 8, _can(least=0.1))
+
+
+def test_a_grid_that_does_not_go_so_far_down_gives_way_to_a_finer_one() -> None:
+    def cut(macs: float, multiple: int) -> Any:
+        return Known if macs >= {16: 0.6, 8: 0.4}.get(multiple, 0.1) else None
+
+    watch = Known(0.0, {16: 0.8})
+    assert finer_from(16) == (16, 8, 4, 2, 1)
+    multiple, macs, trials = meet_on(finer_from(16), watch, 0.45, cut)
+    assert multiple == 8
+    assert 0.42 <= macs <= 0.45
+    assert {trial.multiple for trial in trials} == {8}
+    assert meet_on(finer_from(16), watch, 0.5, cut)[0] == 16
+    with pytest.raises(StepError, match=r"0\.05 of the original's was not reached"):
+        meet_on(finer_from(16), watch, 0.05, cut)
 
 
 @pytest.mark.parametrize("text", ["0.5", "0.5@", "@onnx", "2@onnx", "fast@onnx", "0.5@nothing"])
