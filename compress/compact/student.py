@@ -61,7 +61,7 @@ class MakeStudent(Step):
         importance: What ranks channels, as in ``prune-channels``.
         scope: Rank all channels together, or cut the same share everywhere.
         floor: Share of its channels that every layer keeps.
-        multiple: Cut so many channels of the same layers at a time.
+        multiple: Cut a multiple of so many channels of the same layers at a time.
         align: A format in whose runtime the multiples 1 to 32 are tried; the fastest takes the place of ``multiple``.
         images: Training images to fit weights on, and to rank blocks and channels by.
         trial: Training images from which each candidate learns before they are compared; 0 compares them as fitted.

@@ -61,7 +61,7 @@ class PruneChannels(Step):
             (``discrimination``).
         scope: Rank all channels together, or cut the same share everywhere.
         floor: Share of its channels that every layer keeps.
-        multiple: Cut so many channels of the same layers at a time, so that widths stay multiples of it: runtimes have
+        multiple: Cut a multiple of so many channels of the same layers at a time: widths stay multiples of it. Runtimes have
             their fast kernels for multiples of 4, 8 or 16 channels, and a width between may be slower than the original.
         align: A format in whose runtime the multiples 1 to 32 are tried; the fastest takes the place of ``multiple``.
         images: How many training images the importance looks at.

@@ -33,7 +33,7 @@ def taylor(flow: Flow, batches: Batches) -> dict[int, float]:
             value = attribute(flow.module, slot.parameter)
             if slot.parameter not in parameters or value.grad is None:
                 continue
-            product = (value.detach() * value.grad).double().movedim(slot.dim, 0).reshape(len(slot.ids), -1).sum(1)
+            product = slot.slices((value.detach() * value.grad).double()).sum(1)
             for root, part in zip(flow.roots(slot.ids).tolist(), product.tolist(), strict=True):
                 if not flow.is_frozen(root):
                     totals[root] += part

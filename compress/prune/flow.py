@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch.fx import GraphModule, Node
 
+from edgekit.compress.prune.balance import bundles
 from edgekit.program import layer_name, shape_of
 
 Kept = Callable[[np.ndarray], np.ndarray]
@@ -41,9 +43,11 @@ class Slot:
     Attributes:
         parameter: Dotted name of the parameter or buffer.
         dim: Which of its dimensions.
-        ids: The identity that each index along it belongs to.
+        ids: The identity that each index along it belongs to; with several groups, those of one after the other.
         role: ``out`` and ``in`` for weights, ``vector`` for biases and normalization.
         node: The node that uses it.
+        groups: Into how many runs of rows (along dimension 0) the parameter is divided, each with identities of its own
+            along ``dim``, as the weight of a grouped convolution is: each group reads other channels.
     """
 
     parameter: str
@@ -51,6 +55,17 @@ class Slot:
     ids: np.ndarray
     role: Literal["out", "in", "vector"]
     node: Node
+    groups: int = 1
+
+    @property
+    def size(self) -> int:
+        """The size of the dimension."""
+        return len(self.ids) // self.groups
+
+    def slices(self, value: torch.Tensor) -> torch.Tensor:
+        """What belongs to each identity in the parameter, or in a tensor of its shape: (identities, elements)."""
+        by_group = value.unflatten(0, (self.groups, -1))
+        return by_group.movedim(self.dim + 1, 1).reshape(len(self.ids), -1)
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,7 @@ class Flow:
     _labels: dict[Node, Any] = field(default_factory=dict)
     _parent: list[int] = field(default_factory=list)
     _frozen: set[int] = field(default_factory=set)
+    _unbalanced: list[tuple[np.ndarray, int]] = field(default_factory=list)
 
     def fresh(self, count: int) -> np.ndarray:
         """New identities, each a class of its own."""
@@ -134,6 +150,35 @@ class Flow:
                 if root_b in self._frozen:
                     self._frozen.add(root_a)
 
+    def balance(self, ids: np.ndarray, groups: int) -> None:
+        """Asks that each of so many equal runs of these channels loses as many as the others (see :meth:`settle`)."""
+        self._unbalanced.append((ids, groups))
+
+    def settle(self, ids: np.ndarray | None = None) -> None:
+        """Makes those channels the same that have to go together for groups to stay equal; what has no counterpart stays.
+
+        It is put off to the end of the analysis, as long as more of them may become the same in other ways.
+
+        Args:
+            ids: Only where these channels have a part in it; None for all.
+        """
+        later = []
+        for members, groups in self._unbalanced:
+            roots = self.roots(members)
+            if ids is not None and not np.isin(roots, self.roots(ids)).any():
+                later.append((members, groups))
+                continue
+            classes, begins, place = np.unique(roots, return_index=True, return_inverse=True)
+            counts = np.zeros((len(classes), groups), dtype=np.int64)
+            np.add.at(counts, (place, np.arange(len(roots)) // (len(roots) // groups)), 1)
+            free = [i for i in np.argsort(begins) if int(classes[i]) not in self._frozen and np.ptp(counts[i])]
+            found, left = bundles(counts[free])
+            for first, *others in found:
+                for other in others:
+                    self.unite(classes[free[first], None], classes[free[other], None])
+            self._frozen.update(int(classes[free[i]]) for i in left)
+        self._unbalanced = later
+
     def freeze(self, labels: Any) -> None:
         """Forbids to cut the channels of these labels (also lists of labels; None is fine)."""
         if isinstance(labels, Labels):
@@ -150,15 +195,18 @@ class Flow:
         """The labels of a node's value: Labels, a list of them for operators with several results, or None."""
         return self._labels.get(node) if isinstance(node, Node) else None
 
-    def bind(self, source: Any, dim: int, ids: np.ndarray, role: Literal["out", "in", "vector"], node: Node) -> None:
+    def bind(
+        self, source: Any, dim: int, ids: np.ndarray, role: Literal["out", "in", "vector"], node: Node, groups: int = 1
+    ) -> None:
         """Binds a dimension of a parameter node to identities; a None in place of the node is fine (no bias).
 
+        With several groups (see :class:`Slot`) the channels are those of one after the other, and have to be balanced.
         Where the graph computes a weight (from another one, say), its channels have to stay.
         """
         if isinstance(source, Node) and source.op != "get_attr":
             self.freeze(Labels(dim, ids))
         elif isinstance(source, Node):
-            self.slots.append(Slot(str(source.target), dim, ids, role, node))
+            self.slots.append(Slot(str(source.target), dim, ids, role, node, groups))
 
     def barrier(self, node: Node, remedy: str = "") -> None:
         """Stops here: everything that the node reads is frozen, and the report will name it."""
@@ -170,7 +218,7 @@ class Flow:
 
     def counts(self) -> dict[tuple[str, int], int]:
         """The size of every bound parameter dimension."""
-        return {(slot.parameter, slot.dim): len(slot.ids) for slot in self.slots}
+        return {(slot.parameter, slot.dim): slot.size for slot in self.slots}
 
 
 Rule = Callable[[Flow, Node], Any]
@@ -196,6 +244,7 @@ def analyse(module: GraphModule, rules: Mapping[Any, Rule], *, frozen_outputs: b
             else:
                 flow._labels[node] = rule(flow, node)
     _freeze_shared_parameters(flow)
+    flow.settle()
     return flow
 
 
@@ -204,7 +253,9 @@ def _freeze_shared_parameters(flow: Flow) -> None:
     first: dict[tuple[str, int], Slot] = {}
     for slot in flow.slots:
         known = first.setdefault((slot.parameter, slot.dim), slot)
-        if known is not slot:
+        if known is not slot and known.groups != slot.groups:
+            flow.freeze([Labels(s.dim, s.ids) for s in (known, slot)])
+        elif known is not slot:
             flow.unite(known.ids, slot.ids)
     # A parameter that is also read by a node without a binding can't change its shape.
     bound = {(slot.parameter, slot.node) for slot in flow.slots}

@@ -83,17 +83,20 @@ def class_scores(
 
 def _by_norm(flow: Flow, norm: Norm) -> dict[int, float]:
     """An average channel gives 1 for each weight it is part of (before the norm over them)."""
+    order = 1 if norm == "l1" else 2
     parts: dict[int, list[float]] = defaultdict(list)
     for slot in flow.slots:
         roots = flow.roots(slot.ids)
         if slot.role == "vector":
             continue
-        norms = slice_norms(_folded_weight(flow.module, slot.node), slot.dim, norm)
-        relative = norms / max(float(norms.mean()), 1e-30)
+        weight = slot.slices(torch.from_numpy(_folded_weight(flow.module, slot.node)))
+        norms = slice_norms(weight.numpy(), 0, norm)
+        # Over all groups of a grouped convolution together: a channel of one of them is a part of a weight's slice.
+        whole = np.linalg.norm(norms.reshape(slot.groups, -1), order, axis=0)
+        relative = norms / max(float(whole.mean()), 1e-30)
         for root, value in zip(roots.tolist(), relative.tolist(), strict=True):
             if not flow.is_frozen(root):
                 parts[root].append(value)
-    order = 1 if norm == "l1" else 2
     return {root: float(np.linalg.norm(values, order)) for root, values in parts.items()}
 
 

@@ -49,6 +49,8 @@ def dimension_to_cut(flow: Flow, grid: np.ndarray, dims: list[int]) -> tuple[int
 
     Along it, all channels at one position become the same.
     """
+    # Now and not at the end, so that a shuffle behind a grouped convolution finds one channel of each group to be a class.
+    flow.settle(grid.reshape(-1))
     roots = flow.roots(grid.reshape(-1)).reshape(grid.shape)
 
     def freedom(axis: int) -> int:

@@ -53,11 +53,11 @@ def convolution(flow: Flow, node: Node) -> Labels | None:
 
         flow.edits.append(fewer_groups)
     else:
-        # Every group must keep as many channels as the others: position p is cut in all of them or in none.
-        _couple_rows(flow, labels.ids.reshape(groups, in_per_group))
-        flow.bind(weight, 1, labels.ids[:in_per_group], "in", node)
+        # Every group must keep as many channels as the others, of those that it reads and of those that it makes.
+        flow.balance(labels.ids, groups)
+        flow.bind(weight, 1, labels.ids, "in", node, groups)
         ids = flow.fresh(out_channels)
-        _couple_rows(flow, ids.reshape(groups, out_channels // groups))
+        flow.balance(ids, groups)
     flow.bind(weight, 0, ids, "out", node)
     flow.bind(bias, 0, ids, "vector", node)
     return Labels(1, ids)
@@ -353,7 +353,8 @@ def pixel_shuffling(flow: Flow, node: Node) -> Labels | None:
         flow.freeze(labels)
         return None
     runs = labels.ids.reshape(-1, int(node.args[1]) ** 2)
-    _couple_rows(flow, runs.T)
+    for column in runs.T[1:]:
+        flow.unite(runs[:, 0], column)
     return Labels(1, runs[:, 0].copy())
 
 
@@ -467,8 +468,3 @@ def attention(flow: Flow, node: Node) -> Labels | None:
 @rule(aten.sym_size.int)
 def size_of(flow: Flow, node: Node) -> None:
     """The batch size, which no cut changes."""
-
-
-def _couple_rows(flow: Flow, grid: np.ndarray) -> None:
-    for row in grid[1:]:
-        flow.unite(grid[0], row)

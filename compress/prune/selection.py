@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
@@ -45,14 +46,17 @@ def select(
         goal: The share of the total cost to keep, between 0 and 1.
         scope: ``global`` ranks all channels together; ``layer`` cuts the same share everywhere.
         floor: The share of its channels that every layer keeps, at least one.
-        multiple: Cut so many channels of the same layers at a time: widths that are multiples of it stay so.
+        multiple: Cut a multiple of so many channels of the same layers at a time: widths that are multiples of it stay so.
 
     Raises:
         StepError: If the goal can't be met above the floor.
     """
     sizes: dict[tuple[str, int], int] = {}
     holders: dict[int, dict[tuple[str, int], int]] = defaultdict(lambda: defaultdict(int))
-    bound = [((s.parameter, s.dim), s.ids) for s in flow.slots] + [((w.name, w.dim), w.ids) for w in flow.work]
+    # Where groups read different channels, one speaks for all: what may be cut lies as often in each.
+    bound = [((s.parameter, s.dim), s.ids[: s.size]) for s in flow.slots] + [
+        ((w.name, w.dim), w.ids) for w in flow.work
+    ]
     for key, ids in bound:
         if key in sizes:
             continue
@@ -110,9 +114,10 @@ def _cuts(chunk: list[int], holders: dict[int, dict[tuple[str, int], int]]) -> d
 
 
 def _chunks(order: list[int], holders: dict[int, dict[tuple[str, int], int]], multiple: int) -> list[list[int]]:
-    """Classes that lie in the same layers, bound together by so many in their order; ranked by their mean place.
+    """Classes that lie in the same layers, bound together in their order; ranked by their mean place.
 
-    A rest that fills no chunk stays.
+    As many at a time as it takes for every layer to lose a multiple of so many channels: fewer classes where each holds
+    several channels of a layer. A rest that fills no chunk stays.
     """
     if multiple == 1:
         return [[root] for root in order]
@@ -120,11 +125,10 @@ def _chunks(order: list[int], holders: dict[int, dict[tuple[str, int], int]], mu
     alike: dict[tuple[tuple[tuple[str, int], int], ...], list[int]] = defaultdict(list)
     for root in order:
         alike[tuple(sorted(holders[root].items()))].append(root)
-    chunks = [
-        members[start : start + multiple]
-        for members in alike.values()
-        for start in range(0, len(members) - multiple + 1, multiple)
-    ]
+    chunks = []
+    for layers, members in alike.items():
+        size = math.lcm(*(multiple // math.gcd(multiple, count) for _, count in layers))
+        chunks += [members[start : start + size] for start in range(0, len(members) - size + 1, size)]
     return sorted(chunks, key=lambda chunk: (sum(place[root] for root in chunk), chunk[0]))
 
 

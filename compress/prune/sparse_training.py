@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from edgekit.bundle import Bundle
 from edgekit.compress.distill.settings import Distillation, distillation
 from edgekit.compress.prune.channels import weight_costs
-from edgekit.compress.prune.flow import Flow, analyse
+from edgekit.compress.prune.flow import Flow, Slot, analyse
 from edgekit.compress.prune.importance import class_scores
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.selection import select
@@ -136,24 +136,23 @@ class _Groups:
         self.places = {root: place for place, root in enumerate(roots)}
         if not roots:
             raise StepError("no channel of this network can be cut", "See `edgekit inspect --groups`.")
-        # Weight, dimension, its indices that may be cut, and the class of each.
-        self.parts: list[tuple[str, int, torch.Tensor, torch.Tensor]] = []
+        # Weights, their slices that may be cut, and the class of each.
+        self.parts: list[tuple[Slot, torch.Tensor, torch.Tensor]] = []
         for slot in weights:
             found = [(i, self.places[r]) for i, r in enumerate(flow.roots(slot.ids).tolist()) if r in self.places]
             if found:
                 indices, classes = np.array(found, np.int64).T
-                self.parts.append((slot.parameter, slot.dim, torch.tensor(indices), torch.tensor(classes)))
+                self.parts.append((slot, torch.tensor(indices), torch.tensor(classes)))
         self.sizes = torch.zeros(len(roots))
-        for name, dim, _, classes in self.parts:
-            weight = attribute(flow.module, name)
-            count = torch.full(classes.shape, weight.numel() / weight.shape[dim])
+        for slot, _, classes in self.parts:
+            count = torch.full(classes.shape, attribute(flow.module, slot.parameter).numel() / len(slot.ids))
             self.sizes.index_add_(0, classes, count)
 
     def squares(self, module: GraphModule) -> torch.Tensor:
         """The sum of squares of each class' weights."""
         total = torch.zeros(len(self.places), device=next(module.parameters()).device)
-        for name, dim, indices, classes in self.parts:
-            rows = attribute(module, name).movedim(dim, 0).flatten(1).square().sum(1)
+        for slot, indices, classes in self.parts:
+            rows = slot.slices(attribute(module, slot.parameter)).square().sum(1)
             total = total.index_add(0, classes.to(rows.device), rows[indices.to(rows.device)])
         return total
 

@@ -28,8 +28,13 @@ def cut(flow: Flow, removed: set[int]) -> None:
     for name, slots in by_parameter.items():
         tensor = attribute(flow.module, name)
         value = tensor.detach()
-        for dim, slot in slots.items():
-            value = value.index_select(dim, torch.from_numpy(np.flatnonzero(kept(slot.ids))))
+        # What differs between groups of rows first: afterwards these groups are smaller.
+        for slot in sorted(slots.values(), key=lambda slot: -slot.groups):
+            stays = kept(slot.ids).reshape(slot.groups, -1)
+            rows = zip(value.chunk(slot.groups), stays, strict=True)
+            value = torch.cat(
+                [part.index_select(slot.dim, torch.from_numpy(np.flatnonzero(now))) for part, now in rows]
+            )
         value = value.contiguous()
         is_parameter = isinstance(tensor, torch.nn.Parameter)
         set_attribute(flow.module, name, torch.nn.Parameter(value, tensor.requires_grad) if is_parameter else value)
