@@ -17,8 +17,8 @@ from edgekit.compress.distill.teacher import refuse_unfit_teachers
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.flow import Flow, analyse
 from edgekit.compress.prune.importance import ABREAST, FROM_DATA, Batches, Importance, class_scores
-from edgekit.compress.prune.recurrent import GATES, parameter_costs
 from edgekit.compress.prune.reconstruct import Refit, images_at_once, kept_positions, reconstruct
+from edgekit.compress.prune.recurrent import GATES, parameter_costs
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.selection import select
 from edgekit.compress.prune.stopwatch import Stopwatch, align, meet, parse_goal, refuse_unknown_format
@@ -364,13 +364,18 @@ _CHANNELS_LAST = ("linear", "lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 def _report(before: Cost, after: Cost) -> dict[str, Any]:
-    layers = []
-    widths = {layer.path or layer.name: layer.output_shape for layer in after.layers if layer.macs}
+    layers: list[dict[str, Any]] = []
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for layer in after.layers:
+        if layer.macs:
+            shapes.setdefault(layer.path or layer.name, []).append(layer.output_shape)
     for layer in before.layers:
-        was, now = layer.output_shape, widths.get(layer.path or layer.name)
-        dim = -1 if layer.op.split(".")[0] in _CHANNELS_LAST else 1
-        if layer.macs and now and len(now) == len(was) > 1 and now[dim] != was[dim]:
-            layers.append({"layer": layer.path or layer.name, "channels": was[dim], "kept": now[dim]})
+        was, dim = layer.output_shape, -1 if layer.op.split(".")[0] in _CHANNELS_LAST else 1
+        # A recurrent layer may have become one operator for each of its layers.
+        for now in shapes.get(layer.path or layer.name, ()) if layer.macs else ():
+            if len(now) == len(was) > 1 and now[dim] != was[dim]:
+                row = {"layer": layer.path or layer.name, "channels": was[dim], "kept": now[dim]}
+                layers += [row] if row not in layers else []
     return {
         "macs": {"before": before.macs, "after": after.macs, "ratio": after.macs / before.macs},
         "parameters": {

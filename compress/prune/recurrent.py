@@ -1,4 +1,4 @@
-"""Recurrent layers lose hidden cells: a cell goes with its rows in all gates, its columns in the recurrent weight, and its readers.
+"""Recurrent layers lose hidden cells, each with its rows in all gates, its columns in the recurrent weight, and its readers.
 
 Wen et al., "Learning Intrinsic Sparse Structures within Long Short-Term Memory", ICLR 2018, section 3.1: whatever is left is
 a layer of the same kind with fewer cells, so that no runtime needs to know. torch stacks the gates in a weight's rows (four
@@ -26,7 +26,7 @@ from torch.fx import Node
 from edgekit.compress.prune.flow import Barrier, Flow, Kept, Labels
 from edgekit.compress.prune.reshapes import bind_constant
 from edgekit.compress.prune.rules import rule
-from edgekit.program import aten, layer_name, shape_of
+from edgekit.program import aten, layer_name
 
 GATES: dict[Any, int] = {aten.lstm.input: 4, aten.gru.input: 3, aten.rnn_tanh.input: 1, aten.rnn_relu.input: 1}
 """The recurrent operators, and how many gates a weight of each has in its rows."""

@@ -48,8 +48,7 @@ def test_cut_networks_are_smaller_and_right_in_every_format(name: str, share: fl
 @pytest.mark.parametrize("share", [0.7, 0.4])
 def test_every_family_of_the_zoo_is_cut_and_right_in_every_format(share: float, tmp_path: Path) -> None:
     """Side by side in one network: each of them is smaller, and none hides a wrong output behind the others."""
-    transformer = families.bundle({"transformer": families.SEQUENCES["transformer"]}, (9, 8))
-    for before in (families.images(), transformer):
+    for before in (families.images(), families.sequences()):
         was = _parameters(before)
         now = _parameters(_cut(before, share, tmp_path / "-".join(was)))
         # Its shuffle mixes three groups of 20 channels: a cut in one moves channels between the groups of the next layer.

@@ -315,7 +315,9 @@ def test_taylor_is_the_slope_of_the_loss_along_a_cell() -> None:
                 module.get_parameter(name).copy_(value)
             for name, dim, places in slots:
                 module.get_parameter(name).index_copy_(
-                    dim, torch.tensor(places), factor * module.get_parameter(name).index_select(dim, torch.tensor(places))
+                    dim,
+                    torch.tensor(places),
+                    factor * module.get_parameter(name).index_select(dim, torch.tensor(places)),
                 )
             return float(nn.functional.cross_entropy(module(x), y))
 
@@ -358,7 +360,7 @@ def test_groups_name_the_recurrent_layer() -> None:
     groups, barriers = coupled_groups(module)
     assert not barriers
     found = [(group.channels, group.made_by, group.read_by, group.fixed) for group in groups]
-    own = "recurrent (gru)"
+    own = "recurrent"
     assert found == [
         (CHANNELS, ("conv",), (own,), False),
         (CELLS, (own,), (own,), False),
