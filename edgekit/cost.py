@@ -17,7 +17,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from edgekit.program import aten, attribute, codebook_of, layer_name, quantized, shape_of, sparse_of, trainable
+from edgekit.program import aten, attribute, codebook_of, layer_name, quantized, sparse_of, trainable
 from edgekit.rules import into
 
 
@@ -33,7 +33,7 @@ class LayerCost:
         bytes: What its weights take as they are stored, scales included.
         macs: Multiply-accumulates for one input.
         memory_access: Elements read and written for one input.
-        output_shape: With the batch given as -1.
+        output_shape: With the batch given as -1; of a recurrent layer its outputs' alone, without the final states.
     """
 
     name: str
@@ -117,7 +117,7 @@ def attention(node: Node) -> int:
     return (elements(query) + elements(node)) * int(_value(key).shape[-2])
 
 
-@rule(aten.lstm.input, aten.gru.input)
+@rule(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 def recurrent(node: Node) -> int:
     """In each time step every weight of every layer is used once; the products of gates are element-wise."""
     source, _, weights, *_, batch_first = node.args
@@ -187,7 +187,7 @@ def cost_of(program: ExportedProgram | GraphModule) -> Cost:
                 bytes=size,
                 macs=macs_rule(node) if macs_rule else 0,
                 memory_access=elements(node) + sum(elements(source) for source in inputs),
-                output_shape=shape_of(node) if isinstance(node.meta.get("val"), torch.Tensor) else (),
+                output_shape=_output_shape(node),
             )
         )
     return Cost(
@@ -198,6 +198,13 @@ def cost_of(program: ExportedProgram | GraphModule) -> Cost:
         sum(layer.memory_access for layer in layers),
         tuple(uncounted),
     )
+
+
+def _output_shape(node: Node) -> tuple[int, ...]:
+    value = node.meta.get("val")
+    if isinstance(value, (list, tuple)) and MACS.get(node.target) is recurrent:
+        value = value[0]
+    return tuple(int(s) if isinstance(s, int) else -1 for s in value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def _stored(node: Node) -> list[tuple[str, bool]]:

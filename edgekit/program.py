@@ -126,8 +126,8 @@ def set_training(module: GraphModule, training: bool) -> GraphModule:
     return module
 
 
-# The weights that attention holds without a module of their own: in_proj_weight, q_proj_weight …
-_PROJECTION = re.compile(r"(.*_proj)_weight(?:_\w+)?")
+# Weights that are not named weight: those of attention (in_proj_weight, q_proj_weight …) and of recurrent layers.
+_PACKED = re.compile(r"(.*_proj)_weight(?:_\w+)?|(.+)\.weight_ih_l\w+")
 _TALKATIVE = (
     "torch.onnx", "torch.export", "torch._export", "torch.utils._pytree", "torch.fx.experimental.symbolic_shapes",
 )  # fmt: skip
@@ -247,8 +247,8 @@ def layer_name(node: Node) -> str:
         name = coded[0] if coded else str(source.target) if source.op == "get_attr" else ""
         if name.endswith((".weight", ".weight_int8", ".weight_codes", ".weight_mask")):
             return name.rsplit(".", 1)[0]
-        if packed := _PROJECTION.fullmatch(name):
-            return packed[1]
+        if packed := _PACKED.fullmatch(name):
+            return packed[1] or packed[2]
     path = module_path(node)
     return f"{path} ({node.name})" if path else node.name
 

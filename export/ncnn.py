@@ -96,6 +96,8 @@ class NcnnExporter(Exporter):
             param, binary = _pnnx(module, lowered, Path(folder))
             layers = read_param(param)
             _refuse_unknown(layers, module)
+            if _states_as_rows(layers):
+                write_param(layers, param)
             if lowered.precision == "int8":
                 read_weights(layers, binary)
                 _quantize_layers(layers, module, weights, scales, padded)
@@ -108,6 +110,26 @@ class NcnnExporter(Exporter):
             with atomic_file(files[2]) as partial:
                 partial.write_text(json.dumps(metadata), encoding="utf-8")
         return files
+
+
+def _states_as_rows(layers: list[Layer]) -> bool:
+    """Makes matrices of the initial states of recurrent layers, in place; returns whether there was anything to do.
+
+    pnnx writes (directions, 1, width) as channels, which begin at multiples of 16 bytes; ncnn reads rows that follow each
+    other. Of widths that 4 does not divide, the second direction began with memory that was never written, so that some
+    loads of a file gave wrong numbers and others did not (pnnx and ncnn 1.0.20261020).
+    """
+    makers = {output: layer for layer in layers for output in layer.outputs}
+    changed = False
+    for layer in layers:
+        for name in layer.inputs[1:] if layer.type in ("LSTM", "GRU", "RNN") else ():
+            source = makers[name]
+            while source.type == "Split":
+                source = makers[source.inputs[0]]
+            if source.type == "MemoryData" and source.integer(1) == 1 and source.integer(2) > 1:
+                source.params[1] = source.params.pop(2)
+                changed = True
+    return changed
 
 
 def _pnnx(module: GraphModule, lowered: Lowered, folder: Path) -> tuple[Path, Path]:

@@ -18,6 +18,7 @@ from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.flow import Flow, analyse
 from edgekit.compress.prune.importance import ABREAST, FROM_DATA, Batches, Importance, class_scores
 from edgekit.compress.prune.reconstruct import Refit, images_at_once, kept_positions, reconstruct
+from edgekit.compress.prune.recurrent import GATES, parameter_costs
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.selection import select
 from edgekit.compress.prune.stopwatch import (
@@ -363,6 +364,10 @@ def weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, flo
     for node in module.graph.nodes:
         if node.op != "call_function" or not macs.get(node.name):
             continue
+        if node.target in GATES:
+            for name, cost in parameter_costs(node, macs[node.name] if measure == "macs" else None).items():
+                costs[name] = cost + (costs.get(name, 0.0) if measure == "macs" else 0.0)
+            continue
         weight = node.args[1] if len(node.args) > 1 else None
         name = str(weight.target) if isinstance(weight, torch.fx.Node) and weight.op == "get_attr" else node.name
         if measure == "macs" and node.target is aten.scaled_dot_product_attention.default:
@@ -376,13 +381,23 @@ def weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, flo
     return costs
 
 
+# Over a sequence, these have time in the second dimension.
+_CHANNELS_LAST = ("linear", "lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
 def _report(before: Cost, after: Cost) -> dict[str, Any]:
-    layers = []
-    widths = {layer.path or layer.name: layer.output_shape for layer in after.layers if layer.macs}
+    layers: list[dict[str, Any]] = []
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for layer in after.layers:
+        if layer.macs:
+            shapes.setdefault(layer.path or layer.name, []).append(layer.output_shape)
     for layer in before.layers:
-        now = widths.get(layer.path or layer.name)
-        if layer.macs and now and len(now) > 1 and now[1] != layer.output_shape[1]:
-            layers.append({"layer": layer.path or layer.name, "channels": layer.output_shape[1], "kept": now[1]})
+        was, dim = layer.output_shape, -1 if layer.op.split(".")[0] in _CHANNELS_LAST else 1
+        # A recurrent layer may have become one operator for each of its layers.
+        for now in shapes.get(layer.path or layer.name, ()) if layer.macs else ():
+            if len(now) == len(was) > 1 and now[dim] != was[dim]:
+                row = {"layer": layer.path or layer.name, "channels": was[dim], "kept": now[dim]}
+                layers += [row] if row not in layers else []
     return {
         "macs": {"before": before.macs, "after": after.macs, "ratio": after.macs / before.macs},
         "parameters": {

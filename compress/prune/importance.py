@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.prune.flow import Flow
+from edgekit.compress.prune.flow import Flow, Slot
+from edgekit.compress.prune.recurrent import GATES
 from edgekit.errors import StepError, UsageError
 from edgekit.program import aten, attribute, layer_name
 
@@ -86,11 +87,11 @@ def _by_norm(flow: Flow, norm: Norm) -> dict[int, float]:
     order = 1 if norm == "l1" else 2
     parts: dict[int, list[float]] = defaultdict(list)
     for slot in flow.slots:
-        roots = flow.roots(slot.ids)
         if slot.role == "vector":
             continue
-        weight = slot.slices(torch.from_numpy(_folded_weight(flow.module, slot.node)))
-        norms = slice_norms(weight.numpy(), 0, norm)
+        rows = _rows(flow.module, slot)
+        roots = flow.roots(slot.ids[: len(rows)])
+        norms = slice_norms(rows, 0, norm)
         # Over all groups of a grouped convolution together: a channel of one of them is a part of a weight's slice.
         whole = np.linalg.norm(norms.reshape(slot.groups, -1), order, axis=0)
         relative = norms / max(float(whole.mean()), 1e-30)
@@ -106,11 +107,10 @@ def _distances(flow: Flow) -> dict[int, float]:
     for slot in flow.slots:
         if slot.role != "out":
             continue
-        weight = _folded_weight(flow.module, slot.node)
-        rows = torch.from_numpy(np.moveaxis(weight, slot.dim, 0).reshape(len(slot.ids), -1))
+        rows = torch.from_numpy(_rows(flow.module, slot))
         distances = torch.cdist(rows, rows).sum(1).numpy()
         relative = distances / max(float(distances.mean()), 1e-30)
-        for root, value in zip(flow.roots(slot.ids).tolist(), relative.tolist(), strict=True):
+        for root, value in zip(flow.roots(slot.ids[: len(rows)]).tolist(), relative.tolist(), strict=True):
             if not flow.is_frozen(root):
                 scores[root] += value
     return dict(scores)
@@ -142,6 +142,19 @@ def slice_norms(weight: np.ndarray, dim: int, norm: Norm) -> np.ndarray:
     """The norm of each slice of a weight along ``dim``; float64, shape (size of that dimension,)."""
     rows = np.moveaxis(weight.astype(np.float64), dim, 0).reshape(weight.shape[dim], -1)
     return np.abs(rows).sum(1) if norm == "l1" else np.sqrt((rows**2).sum(1))
+
+
+def _rows(module: GraphModule, slot: Slot) -> np.ndarray:
+    """What a weight holds of each channel, (channels, …); a cell's rows in all gates are one part, not four or three."""
+    if slot.node.target in GATES:
+        weight = attribute(module, slot.parameter).detach().to(torch.float64).numpy()
+    else:
+        weight = _folded_weight(module, slot.node)
+    rows: np.ndarray = slot.slices(torch.from_numpy(weight)).numpy()
+    if slot.node.target not in GATES or slot.role == "in":
+        return rows
+    cells = len(np.unique(slot.ids))
+    return rows.reshape(-1, cells, rows.shape[1]).swapaxes(0, 1).reshape(cells, -1)
 
 
 def _folded_weight(module: GraphModule, node: Node) -> np.ndarray:

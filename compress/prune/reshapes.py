@@ -13,6 +13,8 @@ from edgekit.program import aten, shape_of
 
 def block_of(dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[list[int], list[int]] | None:
     """The dimensions that flow into each other around ``dim``; the batch (-1) must stay alone in front."""
+    if before[0] == 1 and before[1:] == after and dim > 0:  # a recurrent layer's one state
+        return [dim], [dim - 1]
     if before[0] != after[0] or dim == 0:
         return None
     i = j = 1
@@ -96,7 +98,9 @@ def bind_constant(flow: Flow, node: Any, labels: Labels, reader: Node) -> bool:
         elif node.target is aten.transpose.int:
             a, b = (d % len(shape_of(node)) for d in node.args[1:3])
             dim = {a: b, b: a}.get(dim, dim)
-        else:
+        elif node.target is aten.repeat.default and node.args[1][dim] == 1:
+            dim -= len(shape_of(node)) - len(shape_of(node.args[0]))
+        elif node.target not in (aten.contiguous.default, aten.clone.default):
             return False
         reader, node = node, node.args[0]
     if not isinstance(node, Node) or dim < 0 or shape_of(node)[dim] != len(labels.ids):

@@ -63,21 +63,6 @@ def convolution(flow: Flow, node: Node) -> Labels | None:
     return Labels(1, ids)
 
 
-@rule(aten.conv_transpose2d.input)
-def transposed_convolution(flow: Flow, node: Node) -> Labels | None:
-    """Transposed convolution: weight (in, out / groups, …)."""
-    source, weight, bias = node.args[0], node.args[1], argument(node, 2)
-    if argument(node, 6, 1) != 1:
-        flow.barrier(node, "Grouped transposed convolutions stay whole.")
-        return None
-    if (labels := flow.labels(source)) is not None:
-        flow.bind(weight, 0, labels.ids, "in", node)
-    ids = flow.fresh(weight.meta["val"].shape[1])
-    flow.bind(weight, 1, ids, "out", node)
-    flow.bind(bias, 0, ids, "vector", node)
-    return Labels(1, ids)
-
-
 @rule(aten.linear.default)
 def linear(flow: Flow, node: Node) -> Labels | None:
     """Fully connected: weight (out, in), channels in the last dimension."""

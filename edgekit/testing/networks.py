@@ -217,6 +217,38 @@ class Transposed(nn.Module):
         return self.head(F.relu(self.mix(torch.cat([skip, x], 1))).mean((2, 3)))
 
 
+class GroupedTransposed(nn.Module):
+    """Transposed convolutions that enlarge each channel by itself, make two of each, and work in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 4, stride=4)
+        self.depthwise = nn.ConvTranspose2d(12, 12, 4, 2, 1, groups=12)
+        self.twice = nn.ConvTranspose2d(12, 24, 2, 2, groups=12)
+        self.grouped = nn.ConvTranspose2d(24, 16, 4, 2, 1, groups=4)
+        self.mix, self.head = nn.Conv2d(16, 14, 1), nn.Linear(14, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.depthwise(F.relu(self.stem(x))))
+        x = F.relu(self.grouped(F.relu(self.twice(x))))
+        return self.head(F.relu(self.mix(x)).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """Columns of a feature map read in both directions by two layers of LSTM, then by two of GRU, as where text is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.lstm = nn.LSTM(8 * 8, 12, 2, bidirectional=True, batch_first=True)
+        self.gru, self.head = nn.GRU(24, 10, 2, batch_first=True), nn.Linear(10, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x)).permute(0, 3, 1, 2).flatten(2)
+        x, _ = self.gru(self.lstm(x)[0])
+        return self.head(x.mean(1))
+
+
 class Attention(nn.Module):
     """A small vision transformer: patches, multi-head attention, layer norm, a perceptron, each with a shortcut."""
 
@@ -318,6 +350,8 @@ FEATURES: dict[str, Callable[[], nn.Module]] = {
     "slices": Slices,
     "pixel-shuffle": PixelShuffle,
     "transposed": Transposed,
+    "grouped-transposed": GroupedTransposed,
+    "recurrent": Recurrent,
     "attention": Attention,
     "encoder": Encoder,
     "inception": Inception,

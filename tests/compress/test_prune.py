@@ -64,7 +64,16 @@ def test_pruned_program_trains_and_is_pruned_again(name: str) -> None:
 
 def _macs_by_weight(module: torch.fx.GraphModule) -> dict[str, float]:
     macs = {layer.name: layer.macs for layer in cost_of(module).layers}
-    return {str(n.args[1].target): macs[n.name] for n in module.graph.nodes if macs.get(n.name)}
+    found = {}
+    for node in module.graph.nodes:
+        if macs.get(node.name) and isinstance(node.args[1], torch.fx.Node) and node.args[1].op == "get_attr":
+            found[str(node.args[1].target)] = macs[node.name]
+        elif macs.get(node.name):  # recurrent: in each time step every weight once, biases apart
+            weights = {str(p.target): attribute(module, str(p.target)) for p in node.args[2]}
+            steps = node.args[0].meta["val"].shape[1]  # the batch first
+            found |= {name: float(steps * value.numel()) for name, value in weights.items() if value.dim() == 2}
+    assert sum(found.values()) == sum(macs.values())
+    return found
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "depthwise", "encoder"])
