@@ -40,7 +40,7 @@ def student() -> list[str]:
     heads = [runtime for runtime in NAMES if runtime in rows["student"]["times"]]
     lines = [
         f"**A student of ResNet-56 at {settings['goal'].replace('=', ' ').replace('@', ' of the original in ')}** (CIFAR-10; "
-        f"{settings['epochs']} epoch(s) of {settings['images'] or 45000:,} images for each; time × in each runtime), "
+        f"{settings['images'] or 45000:,} images, {settings['epochs']} time(s), for each; time × in each runtime), "
         "`python benches/student.py`:",
         "",
         f"| network | MACs × | top-1 fitted | top-1 trained | the student against it | {' | '.join(NAMES[h] for h in heads)} |",

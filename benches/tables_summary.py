@@ -110,9 +110,10 @@ def _classes(found: dict[str, Any]) -> str:
         name: [row[name]["against_blind"][0] for row in found["rows"].values()] for name in ("aware", "aware distilled")
     }
     aware, distilled = (_range(values, "+.1f") for values in gains.values())
+    subsets = "; ".join(classes.replace(",", ", ") for classes in found["rows"])
     return (
-        f"30 % of the MACs, {len(found['rows'])} subsets, points against cutting blind to the classes: {aware} after training "
-        f"on labels, {distilled} both taught by the whole"
+        f"30 % of the MACs ({subsets}), points against cutting blind to the classes: {aware} after training on labels, "
+        f"{distilled} both taught by the whole"
     )
 
 
@@ -156,7 +157,7 @@ def _student(found: dict[str, Any]) -> str:
         kind: "{:+.1f} ± {:.1f}".format(*rows[name]["student_against_it"])
         for name, kind in (
             ("labels", "itself without the teacher"),
-            ("pruned", "channels cut to the same latency"),
+            ("pruned", f"channels cut alone (× {rows['pruned']['times']['tflite'][0]:.2f} in LiteRT)"),
             ("resnet20", "ResNet-20"),
         )
     }
