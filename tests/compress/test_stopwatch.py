@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ from edgekit.compress.prune import channels, stopwatch
 from edgekit.compress.prune.stopwatch import Cut, Stopwatch, Trial, align, finer_from, meet, meet_on, parse_goal
 from edgekit.cost import cost_of
 from edgekit.errors import StepError, UsageError
-from edgekit.runtimes.comparison import Comparison
+from edgekit.testing.clocks import Fours, time_in_fours
 
 
 class Known(Stopwatch):
@@ -96,20 +96,10 @@ def test_the_real_clock_decides_and_the_report_tells(before: Bundle, monkeypatch
 def test_a_goal_in_latency_is_cut_to_on_the_grid_that_was_chosen(
     before: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class ByMacs(Stopwatch):
-        """Widths that are no multiple of four take half as long again."""
-
-        def ratios(self, bundles: Iterable[Bundle]) -> list[Comparison]:
-            times = [_time(bundle) / _time(self._original) for bundle in bundles]
-            return [Comparison(label="", baseline="", ratio=t, low=t, high=t, verdict="faster") for t in times]
-
-    def _time(bundle: Bundle) -> float:
-        layers = [layer for layer in cost_of(bundle.module()).layers if layer.macs]
-        return sum(layer.macs * (1.5 if layer.output_shape[1] % 4 else 1) for layer in layers[:-1])
-
-    monkeypatch.setattr(channels, "Stopwatch", ByMacs)
+    monkeypatch.setattr(channels, "Stopwatch", Fours)
     small = compress(before, "prune-channels:latency=0.6@onnx,align=onnx,epochs=0")
     found = small.steps[-1]["report"]["stopwatch"]
     assert found["settled"]["multiple"] == 4
-    assert _time(small) <= 0.6 * _time(before)
-    assert max(trial["ratio"] for trial in found["trials"] if trial["ratio"] <= 0.6) == _time(small) / _time(before)
+    reached = time_in_fours(small) / time_in_fours(before)
+    assert reached <= 0.6
+    assert max(trial["ratio"] for trial in found["trials"] if trial["ratio"] <= 0.6) == reached

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from edgekit.compress.compact.replacement import KINDS, offers
 from edgekit.compress.pipeline import compress
 from edgekit.compress.prune import channels
 from edgekit.compress.prune.channels import PruneChannels
-from edgekit.compress.prune.stopwatch import Stopwatch
 from edgekit.compress.step import Context
 from edgekit.cost import cost_of
 from edgekit.data.dataset import Dataset
@@ -35,6 +34,7 @@ from edgekit.export.run import export
 from edgekit.program import export_program
 from edgekit.runtimes.comparison import Comparison
 from edgekit.testing import networks
+from edgekit.testing.clocks import Fours, KnownStopwatch
 
 QUICK = "images=128,trial=0,epochs=0"
 
@@ -147,19 +147,19 @@ def test_a_goal_in_parameters(before: Bundle, data: Dataset) -> None:
     assert small.steps[-1]["report"]["parameters"]["ratio"] <= 0.42
 
 
-class KnownClock(Stopwatch):
+class KnownClock(KnownStopwatch):
     """A fixed part of the time, one that goes with the MACs, and one for each operator; counts how often it is asked."""
 
     asked = 0
 
-    def ratios(self, bundles: Sequence[Bundle]) -> list[Comparison]:
-        KnownClock.asked += len(bundles)
-        costs = [cost_of(bundle.module()) for bundle in (self._original, *bundles)]
-        times = [0.2 + cost.macs / costs[0].macs + 0.02 * len(cost.layers) for cost in costs]
-        ratios = [time / times[0] for time in times[1:]]
-        return [
-            Comparison(label="trial", baseline="original", ratio=r, low=r, high=r, verdict="faster") for r in ratios
-        ]
+    def time(self, bundle: Bundle) -> float:
+        cost = cost_of(bundle.module())
+        return 0.2 + cost.macs / cost_of(self._original.module()).macs + 0.02 * len(cost.layers)
+
+    def ratios(self, bundles: Iterable[Bundle]) -> list[Comparison]:
+        listed = list(bundles)
+        KnownClock.asked += len(listed)
+        return super().ratios(listed)
 
 
 def test_a_goal_in_latency_is_met_by_each_mix_or_refused(
@@ -199,24 +199,10 @@ def test_what_the_clock_chose_is_kept_when_the_search_is_killed(
     assert again.fingerprint == whole.fingerprint
 
 
-class FoursClock(Stopwatch):
-    """A runtime that takes four times as long where a width is no multiple of four."""
-
-    def ratios(self, bundles: Iterable[Bundle]) -> list[Comparison]:
-        def time(bundle: Bundle) -> float:
-            layers = [layer for layer in cost_of(bundle.module()).layers if layer.macs]
-            return sum(layer.macs * (4 if layer.output_shape[1] % 4 else 1) for layer in layers[:-1])
-
-        ratios = [time(bundle) / time(self._original) for bundle in bundles]
-        return [
-            Comparison(label="trial", baseline="original", ratio=r, low=r, high=r, verdict="faster") for r in ratios
-        ]
-
-
 def test_channels_are_cut_on_the_grid_that_the_runtime_likes(
     before: Bundle, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channels, "Stopwatch", FoursClock)
+    monkeypatch.setattr(channels, "Stopwatch", Fours)
     small = compress(before, f"student:macs=0.6,ways=[width],align=onnx,{QUICK}", data)
     report = small.steps[-1]["report"]
     assert report["multiple"] == 4
