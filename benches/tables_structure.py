@@ -256,13 +256,16 @@ def zoo() -> list[str]:
     return lines
 
 
+_LONG_NAMES = {"vgg11": "VGG-11 with half of its channels, trained here for ten epochs,"}
+
+
 def low_rank() -> list[str]:
     """Half of the MACs by low rank."""
     found = result("low_rank")["networks"]
     lines = []
     for name, rows in found.items():
         lines += [
-            f"**Half of the MACs of {name} by low rank** (CIFAR-10, float {rows['float_top1']:.2f} %; points lost, paired), "
+            f"**Half of the MACs of {_LONG_NAMES.get(name, name)} by low rank** (CIFAR-10, float {rows['float_top1']:.2f} %; points lost, paired), "
             "`python benches/low_rank.py` (CP trained: `--part trained --method cp --learning-rate 0.003`):",
             "",
             "| | MACs × | parameters × | top-1 | points lost |",
