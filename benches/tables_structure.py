@@ -265,8 +265,8 @@ def low_rank() -> list[str]:
     lines = []
     for name, rows in found.items():
         lines += [
-            f"**Half of the MACs of {_LONG_NAMES.get(name, name)} by low rank** (CIFAR-10, float {rows['float_top1']:.2f} %; points "
-            "lost, paired), "
+            f"**Half of the MACs of {_LONG_NAMES.get(name, name)} by low rank** (CIFAR-10, float {rows['float_top1']:.2f} %; "
+            "points lost, paired), "
             "`python benches/low_rank.py` (CP trained: `--part trained --method cp --learning-rate 0.003`):",
             "",
             "| | MACs × | parameters × | top-1 | points lost |",
