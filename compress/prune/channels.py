@@ -148,7 +148,8 @@ class PruneChannels(Step):
         if self.latency is not None or self.align is not None:
             settled, timed = self._by_the_stopwatch(bundle, context)
             after, report = settled._apply(bundle, context)
-            return after, {**report, "stopwatch": timed}
+            notes = [*report.get("notes", []), *timed.pop("notes", [])]
+            return after, {**report, "stopwatch": timed, **({"notes": notes} if notes else {})}
         return self._apply(bundle, context)
 
     def _apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
@@ -193,7 +194,8 @@ class PruneChannels(Step):
             found |= {"grids": [t.to_dict() for t in grids], "align": self.align}
         if formats[1] is not None:
             grids_to_try = finer_from(multiple) if self.align is not None else (multiple,)
-            multiple, share, trials = meet_on(grids_to_try, watches[formats[1]], goal, cut_to)
+            multiple, share, trials, given_up = meet_on(grids_to_try, watches[formats[1]], goal, cut_to)
+            found["notes"] = [f"{self.name}: the grid of {grid} was given up: {why}" for grid, why in given_up.items()]
             found |= {"trials": [t.to_dict() for t in trials], "format": formats[1], "goal": goal}
         found["settled"] = {"measure": measure, "share": share, "multiple": multiple}
         if kept is not None:

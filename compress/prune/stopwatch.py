@@ -7,7 +7,6 @@ for a trial.
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +29,10 @@ MULTIPLES = (1, 2, 4, 8, 16, 32)
 _AS_GOOD = 0.01
 # A latency goal is met from below, this close; after so many trials the best is taken.
 _CLOSE, _TRIALS = 0.03, 7
+
+
+class UnreachedError(StepError):
+    """No cut on a grid meets a goal in latency."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,8 @@ def meet(stopwatch: Stopwatch, goal: float, multiple: int, cut: Cut) -> tuple[fl
     """The largest share of MACs, as far as a few trials tell, whose measured latency meets the goal.
 
     Raises:
-        StepError: If no trial meets it.
+        UnreachedError: If no trial meets it.
+        StepError: If the runtime could not be timed.
     """
     aim = Aim(goal)
     while not aim.done:
@@ -208,7 +212,7 @@ def meet(stopwatch: Stopwatch, goal: float, multiple: int, cut: Cut) -> tuple[fl
     best = aim.best()
     if best is None:
         tried = ", ".join(f"{t.macs:.0%} of the MACs: {t.ratio:.2f}" for t in trials)
-        raise StepError(
+        raise UnreachedError(
             f"a latency of {goal:.2f} of the original's was not reached in {stopwatch.exporter.runtime} ({tried or 'no cut'})",
             "Ask for less, lower the floor, or another runtime.",
         )
@@ -220,19 +224,25 @@ def finer_from(multiple: int) -> tuple[int, ...]:
     return (multiple, *(finer for finer in reversed(MULTIPLES) if finer < multiple))
 
 
-def meet_on(multiples: Sequence[int], stopwatch: Stopwatch, goal: float, cut: Cut) -> tuple[int, float, list[Trial]]:
-    """The first of several grids on which a latency is met, with what :func:`meet` found there.
+def meet_on(
+    multiples: Sequence[int], stopwatch: Stopwatch, goal: float, cut: Cut
+) -> tuple[int, float, list[Trial], dict[int, str]]:
+    """The first of several grids on which a latency is met, what :func:`meet` found there, and why those before were not it.
 
     A coarse grid may not go so far down: narrow layers can't be cut at all on it.
 
     Raises:
-        StepError: If it is met on none.
+        UnreachedError: If it is met on none.
+        StepError: If the runtime could not be timed.
     """
+    given_up: dict[int, str] = {}
     *others, last = multiples
     for multiple in others:
-        with contextlib.suppress(StepError):
-            return multiple, *meet(stopwatch, goal, multiple, cut)
-    return last, *meet(stopwatch, goal, last, cut)
+        try:
+            return multiple, *meet(stopwatch, goal, multiple, cut), given_up
+        except UnreachedError as error:
+            given_up[multiple] = error.what
+    return last, *meet(stopwatch, goal, last, cut), given_up
 
 
 def refuse_unknown_format(name: str) -> None:

@@ -11,7 +11,17 @@ import pytest
 from edgekit.bundle import Bundle
 from edgekit.compress.pipeline import compress
 from edgekit.compress.prune import channels, stopwatch
-from edgekit.compress.prune.stopwatch import Cut, Stopwatch, Trial, align, finer_from, meet, meet_on, parse_goal
+from edgekit.compress.prune.stopwatch import (
+    Cut,
+    Stopwatch,
+    Trial,
+    UnreachedError,
+    align,
+    finer_from,
+    meet,
+    meet_on,
+    parse_goal,
+)
 from edgekit.cost import cost_of
 from edgekit.errors import StepError, UsageError
 from edgekit.testing.clocks import Fours, time_in_fours
@@ -67,11 +77,14 @@ def test_a_grid_that_does_not_go_so_far_down_gives_way_to_a_finer_one() -> None:
 
     watch = Known(0.0, {16: 0.8})
     assert finer_from(16) == (16, 8, 4, 2, 1)
-    multiple, macs, trials = meet_on(finer_from(16), watch, 0.45, cut)
+    multiple, macs, trials, given_up = meet_on(finer_from(16), watch, 0.45, cut)
     assert multiple == 8
+    assert list(given_up) == [16]
+    assert "was not reached" in given_up[16]
     assert 0.42 <= macs <= 0.45
     assert {trial.multiple for trial in trials} == {8}
-    assert meet_on(finer_from(16), watch, 0.5, cut)[0] == 16
+    multiple, *_, given_up = meet_on(finer_from(16), watch, 0.5, cut)
+    assert (multiple, given_up) == (16, {})
     with pytest.raises(StepError, match=r"0\.05 of the original's was not reached"):
         meet_on(finer_from(16), watch, 0.05, cut)
 
@@ -103,3 +116,26 @@ def test_a_goal_in_latency_is_cut_to_on_the_grid_that_was_chosen(
     reached = time_in_fours(small) / time_in_fours(before)
     assert reached <= 0.6
     assert max(trial["ratio"] for trial in found["trials"] if trial["ratio"] <= 0.6) == reached
+
+
+def test_a_grid_that_was_given_up_is_told(before: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def narrow(watch: Stopwatch, goal: float, multiple: int, cut: Cut) -> tuple[float, list[Trial]]:
+        if multiple == 4:
+            raise UnreachedError("a latency of 0.60 of the original's was not reached")
+        return 0.5, []
+
+    monkeypatch.setattr(channels, "Stopwatch", Fours)
+    monkeypatch.setattr(stopwatch, "meet", narrow)
+    report = compress(before, "prune-channels:latency=0.6@onnx,align=onnx,epochs=0").steps[-1]["report"]
+    assert report["stopwatch"]["settled"]["multiple"] == 2
+    assert [note for note in report["notes"] if "grid of 4 was given up" in note]
+
+
+def test_a_runtime_that_can_not_be_timed_is_no_reason_for_a_finer_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise StepError("known could not be timed: it crashed")
+
+    watch = Known(0.0, {})
+    monkeypatch.setattr(watch, "trials", broken)
+    with pytest.raises(StepError, match="could not be timed"):
+        meet_on((16, 8), watch, 0.5, _can())

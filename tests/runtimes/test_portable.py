@@ -5,6 +5,7 @@ Over adb it is Android's real client and a protocol server, over ssh a real sshd
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -326,19 +327,18 @@ def test_a_32_bit_board_over_ssh(
 ) -> None:
     for key in ("EDGEKIT_TARGET_PYTHON", "EDGEKIT_TARGET_FOLDER"):
         monkeypatch.delenv(key, raising=False)
-    with tempfile.TemporaryDirectory(prefix="sshd-") as folder:
+    with tempfile.TemporaryDirectory(prefix="sshd-") as folder, contextlib.ExitStack() as stack:
         try:
-            with arm_board(tmp_path, "/bin", "cortex-a7") as board, sshd(Path(folder), board=board) as server:
-                monkeypatch.setenv("EDGEKIT_SSH_CONFIG", str(server.config))
-                monkeypatch.setenv("EDGEKIT_TARGET_FOLDER", "/data/edgekit")
-                made = SshTarget.setup(_quiet, server.place)
-                assert (made["versions"]["machine"], made["versions"]["onnxruntime"]) == (
-                    "armv7l", "has no wheel for armv7l",
-                )  # fmt: skip
-                with target_for(f"ssh:{server.place}") as target, target.worker() as there:
-                    there.open(files["tflite"], "tflite", Options())
-                    with target_for("local").worker() as local:
-                        local.open(files["tflite"], "tflite", Options())
-                        np.testing.assert_allclose(there.run(x)[0], local.run(x)[0], atol=1e-4)
+            board = stack.enter_context(arm_board(tmp_path, "/bin", "cortex-a7"))
+            server = stack.enter_context(sshd(Path(folder), board=board))
         except PackagesError as error:
             pytest.skip(error.what)
+        monkeypatch.setenv("EDGEKIT_SSH_CONFIG", str(server.config))
+        monkeypatch.setenv("EDGEKIT_TARGET_FOLDER", "/data/edgekit")
+        made = SshTarget.setup(_quiet, server.place)
+        assert (made["versions"]["machine"], made["versions"]["onnxruntime"]) == ("armv7l", "has no wheel for armv7l")
+        with target_for(f"ssh:{server.place}") as target, target.worker() as there:
+            there.open(files["tflite"], "tflite", Options())
+            with target_for("local").worker() as local:
+                local.open(files["tflite"], "tflite", Options())
+                np.testing.assert_allclose(there.run(x)[0], local.run(x)[0], atol=1e-4)
