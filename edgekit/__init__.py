@@ -42,6 +42,8 @@ def __getattr__(name: str) -> Any:
     place = _PLACES.get(name)
     if place is None:
         raise AttributeError(f"module 'edgekit' has no attribute {name!r}")
+    # Here and not above: a worker, which measures, imports this package too.
+    importlib.import_module("edgekit.arithmetic").prepare()
     module, _, attribute = place.partition(":")
     loaded = importlib.import_module(module)
     return getattr(loaded, attribute) if attribute else loaded

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgekit.arithmetic import prepare
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Tests run side by side: one thread each, for two thread pools on two cores slow each other many times over.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# As the command does: freed memory is kept for the next tensor.
+prepare()
 
 
 @pytest.fixture(scope="session")

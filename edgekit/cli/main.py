@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edgekit.arithmetic import prepare
 from edgekit.cli.advise import advise
 from edgekit.cli.bench import app as bench
 from edgekit.cli.compare import compare
@@ -67,6 +68,7 @@ def options(
 
 def main() -> None:
     """Runs the command; every error of ours is one message and an exit code."""
+    prepare()
     try:
         app()
     except EdgekitError as error:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+from edgekit.arithmetic import without
 from edgekit.runtimes.facts import machine_facts
 from edgekit.runtimes.targets.link import SameDisk, Transfer
 from edgekit.runtimes.targets.target import Target
@@ -25,7 +26,7 @@ class LocalTarget(Target):
         return {"target": self.name, **machine_facts()}
 
     def start(self, folder: Path, log: Path, *, counting: bool = False) -> tuple[subprocess.Popen[bytes], Transfer]:
-        environment = dict(os.environ)
+        environment = without(os.environ)
         # Runtimes are told their threads by option; libraries below them read these.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             environment.pop(name, None)
