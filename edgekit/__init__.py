@@ -43,9 +43,12 @@ def __getattr__(name: str) -> Any:
     if place is None:
         raise AttributeError(f"module 'edgekit' has no attribute {name!r}")
     # Here and not above: a worker, which measures, imports this package too.
-    importlib.import_module("edgekit.arithmetic").prepare()
+    from edgekit.arithmetic import few_collections, prepare
+
+    prepare()
     module, _, attribute = place.partition(":")
-    loaded = importlib.import_module(module)
+    with few_collections():
+        loaded = importlib.import_module(module)
     return getattr(loaded, attribute) if attribute else loaded
 
 

@@ -30,6 +30,7 @@ import edgekit.program as programs
 from edgekit.data.preprocessing import Preprocessing
 from edgekit.errors import BundleError, DataError
 from edgekit.files import atomic_folder, sha256_file
+from edgekit.pt2 import load_pt2, save_pt2
 from edgekit.simulation import simulator
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class Bundle:
         path = Path(path)
         with atomic_folder(path) as folder:
             if not self._copied(folder / "program.pt2"):
-                programs.save_pt2(self.program, folder / "program.pt2")
+                save_pt2(self.program, folder / "program.pt2")
             if self.samples is not None:
                 np.savez(folder / "samples.npz", **vars(self.samples))
                 _fix_times(folder / "samples.npz")
@@ -229,7 +230,7 @@ class Bundle:
             preprocessing = Preprocessing.from_dict(content["preprocessing"]) if content["preprocessing"] else None
             samples = _load_samples(path / "samples.npz") if "samples.npz" in content["sha256"] else None
             return Bundle(
-                program=programs.load_pt2(path / "program.pt2"),
+                program=load_pt2(path / "program.pt2"),
                 input_shape=tuple(content["input"]["shape"][1:]),
                 preprocessing=preprocessing,
                 labels=tuple(content["labels"]),

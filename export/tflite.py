@@ -24,7 +24,8 @@ from edgekit.export.lowering import (
 )
 from edgekit.files import atomic_file
 from edgekit.forked import Ended, ForkServer, ServerError
-from edgekit.program import duplicate, export_program, layer_name, save_pt2
+from edgekit.program import duplicate, export_program, layer_name
+from edgekit.pt2 import save_pt2
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

@@ -36,8 +36,9 @@ def convert(source: str, target: str, int8: bool) -> None:
     import torch
 
     from edgekit import program as programs
+    from edgekit.pt2 import load_pt2
 
-    module = programs.trainable(programs.load_pt2(Path(source)))
+    module = programs.trainable(load_pt2(Path(source)))
     shape = programs.shape_of(programs.input_node(module))[1:]
     with programs.quiet():
         import litert_torch

@@ -116,6 +116,7 @@ class TorchSession(Session):
 
         from edgekit import program as programs
         from edgekit.errors import EdgekitError
+        from edgekit.pt2 import load_pt2
 
         from . import torch_program
 
@@ -129,7 +130,7 @@ class TorchSession(Session):
         self._torch, self._programs, self._options, self._chosen = torch, programs, options, chosen
         file = os.path.join(path, "program.pt2") if os.path.isdir(path) else path
         try:
-            module = programs.trainable(programs.load_pt2(file))  # type: ignore[arg-type]
+            module = programs.trainable(load_pt2(file))  # type: ignore[arg-type]
         except EdgekitError as error:
             raise RunError(first_line(error)) from error
         module.requires_grad_(False)

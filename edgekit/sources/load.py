@@ -14,6 +14,7 @@ from edgekit.bundle import Bundle
 from edgekit.data.preprocessing import Preprocessing
 from edgekit.errors import SourceError, UsageError
 from edgekit.files import sha256_file
+from edgekit.pt2 import load_pt2
 from edgekit.sources.factory import build_from_factory
 from edgekit.sources.weights import load_weights_into
 
@@ -124,7 +125,7 @@ def _from_module(
 
 
 def _from_pt2(path: Path) -> Bundle:
-    program = programs.load_pt2(path)
+    program = load_pt2(path)
     module = programs.trainable(program)
     shape = programs.shape_of(programs.input_node(module))
     programs.output_node(module)

@@ -310,7 +310,8 @@ def test_a_truncated_pt2_a_wrong_weights_file_and_an_image_of_the_wrong_size(tmp
     from PIL import Image
     from safetensors.torch import save_file
 
-    from edgekit.program import export_program, save_pt2
+    from edgekit.program import export_program
+    from edgekit.pt2 import save_pt2
     from edgekit.testing import networks
 
     save_pt2(export_program(networks.make("plain"), networks.INPUT_SHAPE), tmp_path / "net.pt2")

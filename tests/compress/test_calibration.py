@@ -30,7 +30,7 @@ def _batches(kind: str, count: int = 20) -> list[torch.Tensor]:
 def _observed(name: str, batches: list[torch.Tensor]) -> tuple[float, float]:
     observer = observer_class(name)()
     for batch in batches:
-        observer.update(batch)
+        observer.update(batch, float(batch.min()), float(batch.max()))
     return observer.range()
 
 
@@ -74,7 +74,7 @@ def test_the_stream_s_histogram_is_that_of_the_whole() -> None:
     parts = [generator.standard_normal(500).astype(np.float32) * 3**i for i in range(6)]
     streamed = StreamingHistogram()
     for part in parts:
-        streamed.update(torch.from_numpy(part))
+        streamed.update(torch.from_numpy(part), float(part.min()), float(part.max()))
     whole = np.concatenate(parts).astype(np.float64)
     counts, _ = np.histogram(whole, streamed.edges)
     # np.histogram closes its last bin; nothing lies there.
@@ -90,7 +90,7 @@ def test_mse_finds_the_least_error_of_a_search_over_values(kind: str) -> None:
     if kind == "heavy tails":
         values = torch.sign(values) * values.abs().clamp(max=6) ** 3
     observer = MeanSquaredError()
-    observer.update(values)
+    observer.update(values, float(values.min()), float(values.max()))
     low, high = observer.range()
     x = values.double().numpy()
 
@@ -128,6 +128,6 @@ def test_memory_does_not_grow_with_the_images(name: str) -> None:
     for count in (2, 60):
         observer = observer_class(name)()
         for batch in _batches("normal", count):
-            observer.update(batch)
+            observer.update(batch, float(batch.min()), float(batch.max()))
         sizes.append(len(pickle.dumps(observer)))
     assert sizes[1] <= sizes[0] + 64

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from edgekit.errors import SourceError
-from edgekit.program import export_program, load_pt2, save_pt2, set_training, trainable
+from edgekit.program import export_program, set_training, trainable
+from edgekit.pt2 import load_pt2, save_pt2
 from edgekit.testing import networks
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edgekit.errors import SourceError, UsageError
-from edgekit.program import export_program, save_pt2
+from edgekit.program import export_program
+from edgekit.pt2 import save_pt2
 from edgekit.sources.load import load
 
 FACTORY = """

@@ -16,7 +16,7 @@ class StreamingHistogram:
 
     Example:
         >>> histogram = StreamingHistogram()
-        >>> histogram.update(torch.tensor([-1.0, 0.5, 3.0]))
+        >>> histogram.update(torch.tensor([-1.0, 0.5, 3.0]), -1.0, 3.0)
         >>> int(histogram.counts.sum())
         3
     """
@@ -26,9 +26,8 @@ class StreamingHistogram:
         self.width = 0.0
         self.low, self.high = 0.0, 0.0
 
-    def update(self, values: torch.Tensor) -> None:
-        """Adds values: float32, any shape, finite."""
-        low, high = (float(v) for v in torch.aminmax(values))
+    def update(self, values: torch.Tensor, low: float, high: float) -> None:
+        """Adds values, float32, any shape, finite, of which the smallest and the largest are given."""
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(-low, high)
         if self.width == 0.0:

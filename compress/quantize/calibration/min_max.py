@@ -18,9 +18,8 @@ class MinMax(Observer):
     def __init__(self) -> None:
         self._low, self._high = 0.0, 0.0
 
-    def update(self, values: torch.Tensor) -> None:
-        low, high = torch.aminmax(values)
-        self._low, self._high = min(self._low, float(low)), max(self._high, float(high))
+    def update(self, values: torch.Tensor, low: float, high: float) -> None:
+        self._low, self._high = min(self._low, low), max(self._high, high)
 
     def range(self) -> tuple[float, float]:
         return self._low, self._high

@@ -21,8 +21,7 @@ class MovingAverage(Observer):
     def __init__(self) -> None:
         self._seen: tuple[float, float] | None = None
 
-    def update(self, values: torch.Tensor) -> None:
-        low, high = (float(v) for v in torch.aminmax(values))
+    def update(self, values: torch.Tensor, low: float, high: float) -> None:
         if self._seen is None:
             self._seen = low, high
         else:

@@ -24,8 +24,8 @@ class MeanSquaredError(Observer):
     def __init__(self) -> None:
         self._histogram = StreamingHistogram()
 
-    def update(self, values: torch.Tensor) -> None:
-        self._histogram.update(values)
+    def update(self, values: torch.Tensor, low: float, high: float) -> None:
+        self._histogram.update(values, low, high)
 
     def range(self) -> tuple[float, float]:
         low, high = self._histogram.low, self._histogram.high

@@ -51,7 +51,7 @@ def observe_ranges(
                         f"an activation of {layer_name(n)} is not finite ({low}, {high})",
                         "Check the weights and the preprocessing; nothing can be quantized from such values.",
                     )
-                observers.setdefault(plan.leader(n), make()).update(values)
+                observers.setdefault(plan.leader(n), make()).update(values, low, high)
             return result
 
     watcher = Watcher(module)

@@ -33,8 +33,8 @@ class Observer(abc.ABC):
     """Where the method is described."""
 
     @abc.abstractmethod
-    def update(self, values: torch.Tensor) -> None:
-        """Takes the tensor of one batch: float32, any shape, finite."""
+    def update(self, values: torch.Tensor, low: float, high: float) -> None:
+        """Takes the tensor of one batch, float32, any shape, finite; and its smallest and largest value."""
 
     @abc.abstractmethod
     def range(self) -> tuple[float, float]:

@@ -22,8 +22,8 @@ class Percentile(Observer):
     def __init__(self) -> None:
         self._histogram = StreamingHistogram()
 
-    def update(self, values: torch.Tensor) -> None:
-        self._histogram.update(values)
+    def update(self, values: torch.Tensor, low: float, high: float) -> None:
+        self._histogram.update(values, low, high)
 
     def range(self) -> tuple[float, float]:
         clipped = (1 - KEPT) / 2
