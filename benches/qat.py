@@ -1,10 +1,12 @@
 """Quantization-aware training of ResNet-20 on CIFAR-10: accuracy against training time, and as deployed.
 
     python benches/qat.py [--shared ../shared/data] [--work runs/qat] [--bits 4 --bits 3 --bits 2] [--epochs 6]
+        [--distill 0.5]
 
 Weights and activations of so many bits, the first and the last layer 8. Killed, the same command goes on. Selection is on the
 validation images, figures on the 5 000 test copies, paired with the float network's. Few epochs are what two cores manage;
-``--epochs 100 --learning-rate 0.04`` is the full run. Results go to benches/results/qat.json.
+``--epochs 100 --learning-rate 0.04`` is the full run. ``--distill`` is the share of the float network's soft targets in the
+loss; such rows stand beside those without. Results go to benches/results/qat.json.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, action="append", choices=range(2, 9))
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=0.02)
+    parser.add_argument("--distill", type=float, default=0.0)
     arguments = parser.parse_args()
     original, data = networks.cifar_resnet(arguments.shared)
     reference = evaluate(original.module(), data.test, original.preprocessing)
@@ -41,11 +44,14 @@ def main() -> None:
             f"qat:weight_bits={bits},activation_bits={bits},epochs={arguments.epochs},"
             f"learning_rate={arguments.learning_rate}"
         )
-        small = edgekit.compress(original, step, data, output=arguments.work / f"w{bits}a{bits}", progress=log)
+        name = f"w{bits}a{bits}"
+        if arguments.distill:
+            step, name = f"{step},distill={arguments.distill:g}", f"{name} distilled"
+        small = edgekit.compress(original, step, data, output=arguments.work / name.replace(" ", "-"), progress=log)
         deployed = evaluate(small.module(), data.test, small.preprocessing)
         difference, error = paired_difference(reference, deployed)
         report = small.steps[-1]["report"]
-        found["rows"][f"w{bits}a{bits}"] = {
+        found["rows"][name] = {
             "step": step,
             "top1": deployed.top1,
             "drop": 0.0 - difference,
@@ -54,7 +60,7 @@ def main() -> None:
             "converted_validation_top1": report["converted_validation_top1"],
             "history": report["history"],
         }
-        print(f"w{bits}a{bits}: {deployed.top1:.2f} ({difference:+.2f} ± {error:.2f})")
+        print(f"{name}: {deployed.top1:.2f} ({difference:+.2f} ± {error:.2f})")
         write_json(RESULT, {**found, "float_top1": reference.top1, "versions": versions()})
 
 

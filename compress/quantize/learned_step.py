@@ -48,12 +48,14 @@ class _LearnedStepFunction(torch.autograd.Function):
         (gradient,) = gradients
         level, scale = ctx.saved_tensors
         low, high, gradient_scale = ctx.settings
+        # Masks and selections take ten times as long as arithmetic: the gradient inside, and what is left of it outside.
+        inside = aten.hardtanh_backward(gradient, level, low, high)
         clamped = level.clamp(low, high)
-        inside = clamped == level
-        # Equation 3: round(x / s) - x / s inside, the bound outside.
-        slope = clamped.round_().sub_(level * inside).mul_(gradient)
+        # Equation 3: round(x / s) - x / s inside, the bound outside, where rounding changes nothing.
+        within, beyond = clamped.round().sub_(clamped), gradient - inside
+        slope = within.mul_(gradient).addcmul_(beyond, clamped)
         total = slope.flatten(1).sum(1) if scale.dim() else slope.sum()
-        return gradient * inside, total * gradient_scale, None, None, None
+        return inside, total * gradient_scale, None, None, None
 
 
 def _along_channels(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
