@@ -49,6 +49,9 @@ class LossModule(torch.nn.Module):
 
     fingerprint: str = ""
 
+    def begin(self, steps: int) -> None:
+        """Told before the training, resumed or not, how many steps of the optimizer it has in all."""
+
 
 class WithTerm(LossModule):
     """A loss and a further term that looks at the weights alone.
@@ -62,6 +65,10 @@ class WithTerm(LossModule):
         super().__init__()
         self.loss, self.term = loss, term
         self.fingerprint = loss.fingerprint if isinstance(loss, LossModule) else ""
+
+    def begin(self, steps: int) -> None:
+        if isinstance(self.loss, LossModule):
+            self.loss.begin(steps)
 
     def forward(self, module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         term = self.term()
@@ -166,6 +173,7 @@ def train(
     module.to(device=accelerator.device, memory_format=torch.channels_last)
     if isinstance(loss, LossModule):
         loss.to(device=accelerator.device)
+        loss.begin(run.total)
     optimizer = _optimizer(module, settings, loss)
     resumed = run.resume(optimizer)
     wrapped = accelerator.prepare_optimizer(optimizer)

@@ -48,10 +48,14 @@ class DistillationLoss(LossModule):
     ) -> None:
         super().__init__()
         self.method, self.teacher = method, teacher
-        self.weight, self.hard, self.label_smoothing = weight, 1 - weight if share else 1.0, label_smoothing
+        self.weight, self.share, self.label_smoothing = weight, share, label_smoothing
         self.report = report
         self.fingerprint = hashlib.sha256(json.dumps([report, label_smoothing], sort_keys=True).encode()).hexdigest()
         self._look = Look(places)
+
+    def begin(self, steps: int) -> None:
+        if isinstance(self.teacher, OwnAverage):
+            self.teacher.begin(steps)
 
     def forward(self, module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.teacher.follow(module)
@@ -59,7 +63,8 @@ class DistillationLoss(LossModule):
         with torch.autocast(x.device.type, enabled=False):
             term = self.method(seen, known, y)
             hard = F.cross_entropy(seen.outputs, y, label_smoothing=self.label_smoothing)
-        return self.weight * term + self.hard * hard, seen.outputs
+        weight = self.weight * (self.teacher.trusted() if isinstance(self.teacher, OwnAverage) else 1.0)
+        return weight * term + (1.0 - weight if self.share else 1.0) * hard, seen.outputs
 
 
 def _in_float32(seen: Seen) -> Seen:
@@ -127,7 +132,7 @@ def distillation_loss(
         "looked_into": [[layer_name(ours), layer_name(theirs)] for ours, theirs in pairs],
     }
     return DistillationLoss(
-        method, teacher, places, weight=weight, share=chosen.method == "soft-targets", label_smoothing=label_smoothing,
+        method, teacher, places, weight=weight, share=chosen.method == "soft-targets" and not own, label_smoothing=label_smoothing,
         report=report,
     )  # fmt: skip
 

@@ -31,11 +31,11 @@ class Distillation:
         teacher: A bundle folder or any other MODEL, with ``@FILE`` behind it where its weights are in a file of their own;
             several, or one text with ``+`` between them, are an ensemble (the mean of their softened outputs). ``before``
             is the network as it was before the step, ``ema`` the moving average of its own weights while it trains: for a
-            network that is trained already, since from random weights it learns nothing from itself (measured).
+            network that is trained already; a few epochs from random weights gain nothing by it (measured).
         method: What is learnt: outputs (``soft-targets``, ``decoupled``), values inside (``hints``, ``attention``), or
             relations between images (``relational``, ``contrastive``).
-        weight: Of ``soft-targets`` the share of the loss, 0 to 1, the rest being cross-entropy; of the others a factor, with
-            cross-entropy added. None is what the method's authors took.
+        weight: Of ``soft-targets`` the share of the loss, 0 to 1, the rest being cross-entropy; of the others, and of what
+            ``ema`` says, a factor, with cross-entropy added. None is what the method's authors took.
         temperature: Softens the outputs; of ``contrastive`` it scales similarities. None is what the method's authors took.
         layers: Where the network is looked into: names of layers, modules or nodes, or patterns of them. Chosen
             automatically if empty: the ends of stages, where the resolution changes, or the value before the head.

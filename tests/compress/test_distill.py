@@ -28,7 +28,7 @@ from edgekit.program import export_program, layer_name, set_training, trainable
 from edgekit.recipe import load_recipe, save_recipe
 from edgekit.sources.load import load
 from edgekit.testing import networks
-from edgekit.training import TrainingSettings, train
+from edgekit.training import TrainingSettings, WithTerm, train
 
 
 class Small(torch.nn.Module):
@@ -263,6 +263,28 @@ def test_the_moving_average_against_numpy(before: Bundle) -> None:
     for name, value in made.average.named_parameters():
         np.testing.assert_allclose(value.numpy(), expected[name], rtol=1e-4, atol=1e-5)
         assert not value.requires_grad
+
+
+def test_what_the_moving_average_says_counts_little_at_first(before: Bundle, few: Dataset) -> None:
+    """Tarvainen & Valpola, appendix B.1: exp(-5 (1 - t)^2)."""
+    module = before.module()
+    made = OwnAverage(module, ())
+    assert made.trusted() == 1.0
+    made.begin(100)
+    trusted = []
+    for _ in range(30):
+        trusted.append(made.trusted())
+        made.follow(module)
+    np.testing.assert_allclose(trusted[:28], np.exp(-5 * (1 - np.minimum(np.arange(28) / 27, 1)) ** 2))
+    assert trusted[27:] == [1.0] * 3
+    # The training tells the loss, through whatever is around it.
+    loss = distillation_loss(Distillation(teacher=("ema",)), module, before)
+    assert loss is not None
+    train(module, few, before.preprocessing, TrainingSettings(epochs=1), loss=WithTerm(loss, lambda: None))
+    assert isinstance(loss.teacher, OwnAverage)
+    assert loss.teacher.trusted() == 1.0
+    loss.teacher.steps.zero_()
+    assert loss.teacher.trusted() == pytest.approx(np.exp(-5))
 
 
 @pytest.mark.parametrize("network", networks.FEATURES)
