@@ -131,10 +131,11 @@ def distillation_loss(
         "teachers": [{"name": bundle.name, "fingerprint": bundle.fingerprint} for bundle in bundles],
         "looked_into": [[layer_name(ours), layer_name(theirs)] for ours, theirs in pairs],
     }
+    # Cross-entropy keeps its whole weight beside what the network says of itself (Tarvainen & Valpola, section 2).
+    share = chosen.method == "soft-targets" and not own
     return DistillationLoss(
-        method, teacher, places, weight=weight, share=chosen.method == "soft-targets" and not own, label_smoothing=label_smoothing,
-        report=report,
-    )  # fmt: skip
+        method, teacher, places, weight=weight, share=share, label_smoothing=label_smoothing, report=report
+    )
 
 
 def pair(chosen: Distillation, looks_at: str, student: GraphModule, teacher: GraphModule) -> list[tuple[Node, Node]]:
