@@ -24,7 +24,7 @@ from edgekit.compress.prune.flow import analyse
 from edgekit.compress.prune.importance import Importance
 from edgekit.compress.prune.reconstruct import images_at_once
 from edgekit.compress.prune.rules import RULES
-from edgekit.compress.prune.stopwatch import Stopwatch, parse_goal, refuse_unknown_format
+from edgekit.compress.prune.stopwatch import Stopwatch, doubts, parse_goal, refuse_unknown_format
 from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.cost import cost_of
 from edgekit.data.dataset import to_inputs
@@ -134,7 +134,7 @@ class MakeStudent(Step):
         if self.align is not None and "width" in self.ways:
             if "multiple" not in found:
                 found["multiple"], grids = self._pruning(align=self.align).aligned(bundle, context)
-                found["grids"] = [trial.to_dict() for trial in grids]
+                found |= {"grids": [trial.to_dict() for trial in grids], "align": self.align}
                 _keep(kept, found)
             settled = replace(self, align=None, multiple=found["multiple"])
             after, report = settled._made(bundle, context, kept, found)
@@ -184,6 +184,8 @@ class MakeStudent(Step):
             finetune = Finetune(epochs=self.epochs, learning_rate=self.learning_rate, distill=self.distill)
             after, report["finetune"] = finetune.train(after, context, teacher=bundle)
         was, now = figures_of(bundle), figures_of(after)
+        if notes := self._doubts(found):
+            report["notes"] = notes
         return after, {
             **{name: {"before": was[name], "after": now[name], "ratio": now[name] / was[name]} for name in was},
             "chosen": chosen,
@@ -192,6 +194,14 @@ class MakeStudent(Step):
             "barriers": [vars(barrier) for barrier in analyse(bundle.module(), RULES).barriers],
             **report,
         }
+
+    def _doubts(self, found: dict[str, Any]) -> list[str]:
+        """What to say of the clock, in the runtimes that were asked."""
+        notes = doubts(found["align"], found["grids"]) if "grids" in found else []
+        if self.latency is not None:
+            trials = [trial for row in found["candidates"].values() for trial in row.get("trials", ())]
+            notes += doubts(parse_goal(self.latency)[1], trials)
+        return [f"{self.name}: {note}" for note in notes]
 
     def _parts(self, bundle: Bundle, context: Context) -> tuple[Parts, dict[str, dict[str, str]]]:
         """What students are made from, and what is left alone for each way, with the reason (``*``: all of it)."""

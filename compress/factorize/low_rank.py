@@ -22,7 +22,7 @@ from edgekit.compress.factorize.replace import replace as replace_layer
 from edgekit.compress.factorize.statistics import Statistics, measure, seen_by
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.reconstruct import images_at_once, reconstruct
-from edgekit.compress.prune.stopwatch import Stopwatch, meet, parse_goal, refuse_unknown_format
+from edgekit.compress.prune.stopwatch import Stopwatch, doubts, meet, parse_goal, refuse_unknown_format
 from edgekit.compress.rewrite import finish
 from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.cost import Cost, cost_of
@@ -165,6 +165,10 @@ class Factorize(Step):
             else None
         )
         plan, timed = self._plan(_Work(bundle, module, layers, found, images, context))
+        notes = []
+        if "stopwatch" in timed:
+            clocked = timed["stopwatch"]
+            notes = [f"{self.name}: {doubt}" for doubt in doubts(clocked["format"], clocked["trials"])]
         if all(choice.method is None for choice in plan.values()):
             raise StepError(
                 "no chain pays at these ranks: each would take as many MACs or parameters as the layer", "Ask for less."
@@ -180,7 +184,9 @@ class Factorize(Step):
             )  # fmt: skip
             report["refitted"] = [refit.to_dict() for refit in refitted]
         elif context.data is None and (self.reconstruct or self.images):
-            report["notes"] = [f"{self.name}: no data was given, so the chains were fitted to the weights alone"]
+            notes.append(f"{self.name}: no data was given, so the chains were fitted to the weights alone")
+        if notes:
+            report["notes"] = notes
         after = bundle.with_module(factorized)
         report = {**_totals(before, cost_of(after.module())), **report}
         if self.epochs:

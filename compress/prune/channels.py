@@ -26,6 +26,7 @@ from edgekit.compress.prune.stopwatch import (
     Stopwatch,
     Trial,
     align,
+    doubts,
     finer_from,
     meet_on,
     parse_goal,
@@ -186,7 +187,7 @@ class PruneChannels(Step):
         name, goal = self.goal
         measure = "macs" if name == "latency" else name
         formats = self.align, parse_goal(self.latency)[1] if self.latency is not None else None
-        found: dict[str, Any] = {"settled": {}, "grids": [], "trials": []}
+        found: dict[str, Any] = {"settled": {}, "grids": [], "trials": [], "notes": []}
         multiple, share = self.multiple, goal
         watches = {f: Stopwatch(bundle, f, progress=context.progress) for f in formats if f is not None}
         if self.align is not None:
@@ -195,9 +196,11 @@ class PruneChannels(Step):
         if formats[1] is not None:
             grids_to_try = finer_from(multiple) if self.align is not None else (multiple,)
             multiple, share, trials, given_up = meet_on(grids_to_try, watches[formats[1]], goal, cut_to)
-            found["notes"] = [f"{self.name}: the grid of {grid} was given up: {why}" for grid, why in given_up.items()]
+            found["notes"] += [f"{self.name}: the grid of {grid} was given up: {why}" for grid, why in given_up.items()]
             found |= {"trials": [t.to_dict() for t in trials], "format": formats[1], "goal": goal}
         found["settled"] = {"measure": measure, "share": share, "multiple": multiple}
+        for format, measured in zip(formats, (found["grids"], found["trials"]), strict=True):
+            found["notes"] += [f"{self.name}: {doubt}" for doubt in doubts(format or "", measured)]
         if kept is not None:
             write_json(kept, found)
         return self._settled(measure, share, multiple), found

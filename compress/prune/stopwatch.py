@@ -8,7 +8,7 @@ for a trial.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from edgekit.bundle import Bundle
 from edgekit.errors import StepError, UsageError
 from edgekit.export.exporter import exporter_for
-from edgekit.runtimes.comparison import Comparison, compare
+from edgekit.runtimes.comparison import Comparison, compare, half_width
 from edgekit.runtimes.measure import Cell, Plan, measure
 from edgekit.runtimes.targets.target import target_for
 
@@ -29,6 +29,9 @@ MULTIPLES = (1, 2, 4, 8, 16, 32)
 _AS_GOOD = 0.01
 # A latency goal is met from below, this close; after so many trials the best is taken.
 _CLOSE, _TRIALS = 0.03, 7
+# Rounds go on until each ratio is known so well, on a quiet machine soon; on a busy one there is an end to it.
+_WITHIN = 0.04
+_PLAN = Plan(rounds=5, seconds=0.3, within=_WITHIN, most_rounds=16)
 
 
 class UnreachedError(StepError):
@@ -98,7 +101,7 @@ class Stopwatch:
     ) -> None:
         self.exporter = exporter_for(format)
         self._original = original
-        self._plan = plan or Plan(rounds=5, seconds=0.3)
+        self._plan = plan or _PLAN
         self._progress = progress
 
     def trials(self, asked: Sequence[tuple[float, int]], cut: Cut) -> list[Trial]:
@@ -122,7 +125,8 @@ class Stopwatch:
             for number, bundle in enumerate(bundles):
                 self._progress(0, 1, f"writing a trial for {self.exporter.runtime}: {number + 1}")
                 cells.append(self._written(bundle, Path(folder) / f"trial-{number}"))
-            found = measure(cells, [x] * len(cells), target, self._plan, self._progress)
+            pairs = [(number, 0) for number in range(1, len(cells))]
+            found = measure(cells, [x] * len(cells), target, self._plan, self._progress, pairs=pairs)
         for measurement in found:
             if measurement.error:
                 raise StepError(f"{self.exporter.runtime} could not be timed: {measurement.error}")
@@ -135,6 +139,25 @@ class Stopwatch:
         metadata = {"input_layout": self.exporter.input_layout, "input_shape": list(bundle.input_shape)}
         self.exporter.write(lowered, path, metadata)
         return Cell(label=folder.name, path=path, runtime=self.exporter.runtime)
+
+
+def doubts(format: str, measured: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What to say of a choice by the clock whose ratios the machine's other work has left uncertain.
+
+    Args:
+        format: In whose runtime it was measured.
+        measured: Each with the ends ``low`` and ``high`` of a ratio's interval.
+
+    Returns:
+        One sentence, or nothing where all are known as well as they should be.
+    """
+    widest = max((half_width(one["low"], one["high"]) for one in measured), default=0.0)
+    if widest <= _WITHIN:
+        return []
+    return [
+        f"the clock in {exporter_for(format).runtime} was disturbed: after {_PLAN.most_rounds} rounds a ratio is known within "
+        f"{widest:.0%}, not within {_WITHIN:.0%}; on a quieter machine the choice may be another"
+    ]
 
 
 def align(stopwatch: Stopwatch, macs: float, cut: Cut) -> tuple[int, list[Trial]]:

@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
-from edgekit.compress.prune.stopwatch import Stopwatch, refuse_unknown_format
+from edgekit.compress.prune.stopwatch import Stopwatch, doubts, refuse_unknown_format
 from edgekit.compress.rewrite.batch_norm import fold_batch_norm
 from edgekit.compress.rewrite.branches import merge_branches
 from edgekit.compress.rewrite.identities import remove_dead_code, remove_dropout, remove_identities
@@ -87,7 +87,8 @@ class Rewrite(Step):
         after = bundle.with_module(module)
         report["operators"]["after"] = _operators(after.module())
         report["max_abs_difference"], report["largest_output"] = _difference(bundle, after)
-        report["notes"] = [self._told(report)]
+        unsure = doubts(str(self.pays), [report["pays"]]) if "pays" in report else []
+        report["notes"] = [self._told(report), *(f"{self.name}: {doubt}" for doubt in unsure)]
         return after, report
 
     def _alone(self, module: GraphModule) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from edgekit.compress.prune.stopwatch import (
     Trial,
     UnreachedError,
     align,
+    doubts,
     finer_from,
     meet,
     meet_on,
@@ -24,6 +26,8 @@ from edgekit.compress.prune.stopwatch import (
 )
 from edgekit.cost import cost_of
 from edgekit.errors import StepError, UsageError
+from edgekit.runtimes.comparison import Comparison
+from edgekit.runtimes.measure import Plan, measure
 from edgekit.testing.clocks import Fours, time_in_fours
 
 
@@ -139,3 +143,37 @@ def test_a_runtime_that_can_not_be_timed_is_no_reason_for_a_finer_grid(monkeypat
     monkeypatch.setattr(watch, "trials", broken)
     with pytest.raises(StepError, match="could not be timed"):
         meet_on((16, 8), watch, 0.5, _can())
+
+
+class Disturbed(Fours):
+    """Tells its ratios as a busy machine would: within 20 %."""
+
+    def ratios(self, bundles: Iterable[Bundle]) -> list[Comparison]:
+        return [replace(one, low=0.8 * one.ratio, high=1.2 * one.ratio) for one in super().ratios(bundles)]
+
+
+def test_what_is_compared_takes_turns_until_it_is_known(before: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def watched(cells: Sequence[Any], inputs: Sequence[Any], target: Any, plan: Plan, *rest: Any, **more: Any) -> Any:
+        asked.update(more, plan=plan, cells=len(cells))
+        return measure(cells, inputs, target, replace(plan, within=None), *rest, **more)
+
+    monkeypatch.setattr(stopwatch, "measure", watched)
+    found = Stopwatch(before, "onnx").ratios([before, before])
+    assert asked["pairs"] == [(1, 0), (2, 0)]
+    assert asked["plan"].within == 0.04
+    assert asked["plan"].most_rounds > asked["plan"].rounds
+    assert all(0.5 < one.ratio < 2 for one in found)
+
+
+def test_a_choice_that_the_clock_leaves_uncertain_is_told(before: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doubts("onnx", []) == doubts("onnx", [{"low": 0.97, "high": 1.03}]) == []
+    (said,) = doubts("tflite", [{"low": 0.97, "high": 1.03}, {"low": 0.3, "high": 0.5}])
+    assert "clock in tflite" in said
+    assert "known within 25%" in said
+    step = "prune-channels:latency=0.6@onnx,epochs=0"
+    for clock, told in ((Fours, False), (Disturbed, True)):
+        monkeypatch.setattr(channels, "Stopwatch", clock)
+        report = compress(before, step).steps[-1]["report"]
+        assert any("prune-channels: the clock in onnxruntime" in note for note in report.get("notes", ())) == told
