@@ -95,6 +95,10 @@ class Exporter(abc.ABC):
             ExportError: If the converter fails; its own words are handed on.
         """
 
+    def remarks(self, lowered: Lowered, path: Path) -> tuple[str, ...]:
+        """What a written file tells about itself that was not known before: what its runtime will make of it."""
+        return ()
+
 
 def exporter_for(name: str) -> Exporter:
     """The exporter of a format.

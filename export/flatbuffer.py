@@ -125,7 +125,71 @@ def _store_sparse(schema: Any, model: Any, graph: Any) -> None:
         made.builtinOptions = schema.DensifyOptionsT()
         inserted.append(made)
     graph.operators = inserted + list(graph.operators)
+    if inserted:
+        _separate_classifier(schema, model, graph)
     _drop_unused_buffers(model)
+
+
+def _separate_classifier(schema: Any, model: Any, graph: Any) -> None:
+    """Puts a RESHAPE between a mean over space and a dense linear layer: exact.
+
+    XNNPACK counts that layer's weights with those of the 1×1 convolutions before the mean, and finds too few zeros
+    (:mod:`edgekit.export.tflite_sparse`). The mean keeps its two dimensions of one, and the RESHAPE takes them away.
+    """
+    builtin = schema.BuiltinOperator
+
+    def kind(operator: Any) -> int:
+        return int(model.operatorCodes[operator.opcodeIndex].builtinCode)
+
+    sparse = {int(op.outputs[0]) for op in graph.operators if kind(op) == builtin.DENSIFY}
+    made = []
+    for operator in graph.operators:
+        made.append(operator)
+        if kind(operator) != builtin.MEAN or operator.builtinOptions.keepDims:
+            continue
+        output = int(operator.outputs[0])
+        readers = [op for op in graph.operators if output in op.inputs]
+        dense = [kind(op) == builtin.FULLY_CONNECTED and int(op.inputs[1]) not in sparse for op in readers]
+        if not readers or not all(dense) or _axes(model, graph, operator) != {1, 2}:
+            continue
+        was = graph.tensors[output]
+        kept = schema.TensorT()
+        # Over height and width of (batch, height, width, channels).
+        kept.shape = np.array([was.shape[0], 1, 1, was.shape[-1]], np.int32)
+        kept.type, kept.name, kept.quantization, kept.buffer = was.type, was.name + b"_kept", was.quantization, 0
+        graph.tensors.append(kept)
+        operator.outputs = [len(graph.tensors) - 1]
+        operator.builtinOptions.keepDims = True
+        made.append(_reshape(schema, model, graph, len(graph.tensors) - 1, output))
+    graph.operators = made
+
+
+def _axes(model: Any, graph: Any, operator: Any) -> set[int]:
+    """What a MEAN is taken over, counted from the front; nothing if that is not known or the tensor is no map."""
+    rank = len(graph.tensors[int(operator.inputs[0])].shape)
+    data = model.buffers[graph.tensors[int(operator.inputs[1])].buffer].data
+    if rank != 4 or data is None:
+        return set()
+    return {int(axis) % rank for axis in np.frombuffer(bytes(bytearray(data)), np.int32)}
+
+
+def _reshape(schema: Any, model: Any, graph: Any, source: int, target: int) -> Any:
+    """An operator that makes one tensor of another that has the same values in another shape."""
+    shape = np.array(graph.tensors[target].shape, np.int32)
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(shape.tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    wanted = schema.TensorT()
+    wanted.shape, wanted.type = np.array([len(shape)], np.int32), schema.TensorType.INT32
+    wanted.name, wanted.buffer = graph.tensors[target].name + b"_shape", len(model.buffers) - 1
+    graph.tensors.append(wanted)
+    operator = schema.OperatorT()
+    operator.inputs, operator.outputs = [source, len(graph.tensors) - 1], [target]
+    operator.opcodeIndex = _operator_code(schema, model, schema.BuiltinOperator.RESHAPE, version=1)
+    operator.builtinOptionsType = schema.BuiltinOptions.ReshapeOptions
+    operator.builtinOptions = schema.ReshapeOptionsT()
+    operator.builtinOptions.newShape = shape
+    return operator
 
 
 def _compressed_rows(schema: Any, rows: np.ndarray, shape: list[int]) -> tuple[Any, np.ndarray, int]:

@@ -264,7 +264,7 @@ def _prove(
             "difference_standard_error": error_of,
         },
         "layers": [asdict(layer) for layer in layers],
-        "lowering": list(lowered.notes),
+        "lowering": [*lowered.notes, *exporter.remarks(lowered, path)],
         "int8_macs_share": _integer_share(lowered, facts) if precision == "int8" else None,
         "runtime_facts": facts,
         "versions": versions(),

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgekit.compress.rewrite import global_pool_to_mean
+from edgekit.compress.rewrite import global_pool_to_mean, mean_over_space_in_two
 from edgekit.errors import ExportError, MissingDependencyError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.flatbuffer import edit_model
@@ -22,6 +22,7 @@ from edgekit.export.lowering import (
     refuse_other_activations,
     round_weights,
 )
+from edgekit.export.tflite_sparse import sparse_path
 from edgekit.files import atomic_file
 from edgekit.forked import Ended, ForkServer, ServerError
 from edgekit.program import duplicate, export_program, layer_name
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 # MobileNetV2 takes some 20 s; a converter that hangs must not hang the command.
 TIMEOUT_S = 1800
+# Of what stands in the way of sparse kernels so much is told: most networks have the same reason many times.
+_FEW = 3
 _CONVERTER = ForkServer("edgekit.export.tflite_converter:convert")
 
 
@@ -55,12 +58,13 @@ class TfliteExporter(Exporter):
         notes = ["the input is NHWC"] if len(bundle.input_shape) == 3 else []
         # TFLite's int8 pooling demands the same scale in and out; its mean does not. Exact in float.
         global_pool_to_mean(module)
+        mean_over_space_in_two(module)
         if bundle.weights == "codes":
             notes.append("TFLite has no shared weights: the file holds each as a float, and is no smaller")
         if bundle.weights == "sparse" and precision == "float16":
             notes.append("zeros are stored and multiplied like any number: this file is no smaller and no faster")
         elif bundle.weights == "sparse":
-            notes.append("weights are stored without their zeros, which are filled in on loading: smaller, not faster")
+            notes.append("weights are stored without their zeros: smaller")
         if precision == "float16":
             round_weights(module, precision)
             notes.append("weights are stored in float16; XNNPACK computes in float32 on x86")
@@ -97,6 +101,22 @@ class TfliteExporter(Exporter):
         with atomic_file(path) as partial:
             partial.write_bytes(content)
         return [path]
+
+    def remarks(self, lowered: Lowered, path: Path) -> tuple[str, ...]:
+        found = sparse_path(path.read_bytes())
+        if not found.stored:
+            return ()
+        where = "on ARM; on x86 it has none for processors with AVX, and dense ones fill the zeros in: no faster there"
+        if found.layers:
+            every = len(found.layers) + len(found.dense)
+            return (
+                f"XNNPACK computes {len(found.layers)} of {every} 1×1 convolutions by its sparse kernels {where}",
+                *(f"not the others: {reason}" for reason in found.obstacles[:_FEW] if found.dense),
+            )
+        return (
+            "zeros are filled in on loading: no faster. For XNNPACK's sparse kernels stand in the way: "
+            + "; ".join(found.obstacles[:_FEW] or ("the weights are no float32",)),
+        )
 
 
 def _convert(module: GraphModule, lowered: Lowered) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -37,7 +39,7 @@ from edgekit.compress.step import Context, Progress, Step, needs_float_weights, 
 from edgekit.cost import Cost, cost_of
 from edgekit.errors import StepError
 from edgekit.files import write_json
-from edgekit.program import aten, attribute, duplicate, shape_of
+from edgekit.program import aten, attribute, duplicate, layer_name, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ class PruneChannels(Step):
             (``discrimination``).
         scope: Rank all channels together, or cut the same share everywhere.
         floor: Share of its channels that every layer keeps.
+        keep: Name patterns of layers whose channels all stay, with those that go together with them: ``[*.conv2]`` of a
+            residual network keeps what runs through its blocks.
         multiple: Cut a multiple of so many channels of the same layers at a time: widths stay multiples of it. Runtimes have
             their fast kernels for multiples of 4, 8 or 16 channels, and a width between may be slower than the original.
         align: A format in whose runtime the multiples 1 to 32 are tried; the fastest takes the place of ``multiple``.
@@ -96,6 +100,7 @@ class PruneChannels(Step):
     reconstruct: int = 512
     scope: Literal["global", "layer"] = "global"
     floor: float = 0.1
+    keep: tuple[str, ...] = ()
     multiple: int = 8
     align: str | None = None
     rounds: int = 1
@@ -331,6 +336,7 @@ def choose(
     flow = analyse(module, RULES)
     if scores is None:
         scores = class_scores(flow, settings.importance, batches=batches, seed=seed)
+    scores = _but(flow, scores, settings.keep)
     if not scores:
         stops = "; ".join(f"{b.operator} at {b.layer}" for b in flow.barriers[:3])
         raise StepError(
@@ -349,6 +355,22 @@ def choose(
         multiple=settings.multiple,
     )
     return flow, selection.removed
+
+
+def _but(flow: Flow, scores: dict[int, float], keep: Sequence[str]) -> dict[int, float]:
+    """The scores of the classes of channels that no layer of these names makes."""
+    made: dict[str, set[int]] = {}
+    for slot in flow.slots:
+        if slot.role == "out":
+            made.setdefault(layer_name(slot.node), set()).update(flow.roots(slot.ids).tolist())
+    stay: set[int] = set()
+    for pattern in keep:
+        found = fnmatch.filter(made, pattern)
+        if not found:
+            named = ", ".join(list(made)[:12]) + " …" * (len(made) > 12)
+            raise StepError(f"no layer that makes channels is called {pattern!r}", f"The layers are {named}.")
+        stay.update(root for name in found for root in made[name])
+    return {root: score for root, score in scores.items() if root not in stay}
 
 
 def weight_costs(module: GraphModule, flow: Flow, measure: str) -> dict[str, float]:

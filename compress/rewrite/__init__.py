@@ -13,6 +13,7 @@ from edgekit.compress.rewrite.identities import remove_dead_code, remove_dropout
 from edgekit.compress.rewrite.pooling import (
     average_inside,
     global_pool_to_mean,
+    mean_over_space_in_two,
     sequence_mean_to_pool,
     strided_slice_to_pool,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "fold_batch_norm",
     "global_pool_to_mean",
     "hoist_over_splits",
+    "mean_over_space_in_two",
     "merge_branches",
     "merge_sequences",
     "merge_siblings",

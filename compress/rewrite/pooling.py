@@ -7,7 +7,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from edgekit.compress.rewrite.edit import finish
-from edgekit.program import aten, shape_of
+from edgekit.program import aten, quantized, shape_of
 
 
 def global_pool_to_mean(module: GraphModule) -> int:
@@ -20,6 +20,32 @@ def global_pool_to_mean(module: GraphModule) -> int:
             node.target = aten.mean.dim
             node.args = (node.args[0], [2, 3], True)
             changed += 1
+    finish(module)
+    return changed
+
+
+def mean_over_space_in_two(module: GraphModule) -> int:
+    """Writes a float mean over height and width that drops both as one that keeps them, and a flatten; returns how many.
+
+    Exact. litert-torch transposes the whole map before a mean that drops dimensions, and none before one that keeps them.
+    """
+    changed = 0
+    for node in list(module.graph.nodes):
+        if node.target is not aten.mean.dim or len(shape_of(node.args[0])) != 4 or len(node.args) > 3:
+            continue
+        keeps = len(node.args) > 2 and bool(node.args[2])
+        integer = any(user.target is quantized.quantize_per_tensor.default for user in node.users)
+        if {dim % 4 for dim in node.args[1]} != {2, 3} or keeps or integer:
+            continue
+        source = node.args[0]
+        with module.graph.inserting_before(node):
+            kept = module.graph.call_function(aten.mean.dim, (source, [2, 3], True))
+            flat = module.graph.call_function(aten.flatten.using_ints, (kept, 1))
+        kept.meta.update({**node.meta, "val": aten.mean.dim(source.meta["val"], [2, 3], True)})
+        flat.meta.update(node.meta)
+        node.replace_all_uses_with(flat)
+        module.graph.erase_node(node)
+        changed += 1
     finish(module)
     return changed
 

@@ -137,7 +137,9 @@ def test_files_shrink_where_the_format_can_and_every_format_computes_the_same(
     assert sizes[0] < 0.4
     assert sizes[1] < 0.6
     assert sizes[2] > 0.95
-    for file, said in zip(files[1:], ("smaller, not faster", "no smaller"), strict=True):
+    for file, said in zip(
+        files[1:], ("no faster. For XNNPACK's sparse kernels stand in the way", "no smaller"), strict=True
+    ):
         assert said in " ".join(file.parity["lowering"])
 
 

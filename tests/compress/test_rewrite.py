@@ -454,3 +454,36 @@ def test_a_network_that_magnifies_rounding_is_held_against_its_own() -> None:
     after, report = Rewrite().apply(bundle, Context())
     assert report["max_abs_difference"] > 1e-3 * report["largest_output"]
     Rewrite().ensures(bundle, after)
+
+
+class SpaceMean(nn.Module):
+    """A mean over some dimensions of a map, and a layer behind it."""
+
+    def __init__(self, dims: tuple[int, ...], keep: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 5)
+        self.dims, self.keep = dims, keep
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = self.conv(x).mean(self.dims, self.keep)
+        return self.fc(mean.flatten(1)[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("dims", "keep", "done"), [((2, 3), False, 1), ((-1, -2), False, 1), ((2, 3), True, 0), ((3,), False, 0)]
+)
+def test_a_mean_over_space_keeps_its_dimensions_and_is_flattened(dims: tuple[int, ...], keep: bool, done: int) -> None:
+    network = SpaceMean(dims, keep)
+    module = _program(network)
+    assert rewrite.mean_over_space_in_two(module) == done
+    means = [node for node in module.graph.nodes if node.target is aten.mean.dim]
+    assert [len(node.args) > 2 and bool(node.args[2]) for node in means] == [keep or bool(done)]
+    _same(network, module)
+
+
+def test_a_mean_that_is_quantized_is_left_to_its_integers() -> None:
+    whole = Bundle(export_program(SpaceMean((2, 3), keep=False), SHAPE), SHAPE)
+    module = bundle_of(whole, "int8").module()
+    assert rewrite.mean_over_space_in_two(module) == 0
+    assert _count(module, aten.mean.dim) == 1
