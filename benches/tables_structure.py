@@ -166,12 +166,31 @@ def _time_and_roof(times: dict[str, float], total_ms: float) -> str:
 def sparse_speed() -> list[str]:
     """Zeros in LiteRT."""
     found = result("sparse_speed")
-    ratio, low, high, verdict = found["comparison"]
-    dense, sparse = (size / 2**20 for size in found["size_bytes"])
-    return [
-        f"MobileNet V1 in LiteRT with {100 * found['sparsity']:.0f} % zeros in its 1×1 convolutions: {dense:.1f} → "
-        f"{sparse:.1f} MiB, time × {ratio:.2f} [{low:.2f}, {high:.2f}], {verdict} (`python benches/sparse_speed.py`)."
+    targets = list(dict.fromkeys(target for row in found["networks"].values() for target in row["instructions"]))
+    names = [target.removeprefix("emulated:") for target in targets]
+    lines = [
+        f"**{100 * found['sparsity']:.0f} % zeros in the 1×1 convolutions, in LiteRT** (random weights; time here, where "
+        "XNNPACK takes its dense kernels, as on every x86 with AVX; and instructions counted on emulated ARM CPUs, where it "
+        "takes its sparse ones: all × the dense file's, in brackets those of NEON's float arithmetic; no times), "
+        "`python benches/sparse_speed.py`:",
+        "",
+        "| network | sparse 1×1 convolutions | size, MiB | time × here | "
+        f"{' | '.join(f'{name}, instructions ×' for name in names)} |",
+        "|---|---|---|---|" + "---|" * len(names),
     ]
+    for network, row in found["networks"].items():
+        ratio, low, high, verdict = row["comparison"]
+        dense, sparse = (size / 2**20 for size in row["size_bytes"])
+        cells = [network, "{} of {}".format(*row["sparse_layers"]), f"{dense:.1f} → {sparse:.1f}"]
+        cells.append(f"{ratio:.2f} [{low:.2f}, {high:.2f}] {verdict}")
+        for target in targets:
+            whole, small = row["instructions"][target]
+            cells.append(
+                f"{small['total'] / whole['total']:.2f} ({small['neon_float'] / whole['neon_float']:.2f}) of "
+                f"{whole['total'] / 1e6:.0f} M"
+            )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def pruned_weights() -> list[str]:

@@ -190,8 +190,14 @@ def _zoo(found: dict[str, Any]) -> str:
 
 
 def _sparse(found: dict[str, Any]) -> str:
-    ratio, low, high, verdict = found["comparison"]
-    return f"{100 * found['sparsity']:.0f} % zeros: time × {ratio:.2f} [{low:.2f}, {high:.2f}], {verdict}"
+    parts = []
+    for name, row in found["networks"].items():
+        counted = "; ".join(
+            f"{small['total'] / whole['total']:.2f} on an emulated {target.removeprefix('emulated:')}"
+            for target, (whole, small) in row["instructions"].items()
+        )
+        parts.append(f"{name}: time × {row['comparison'][0]:.2f} here, instructions × {counted}")
+    return f"{100 * found['sparsity']:.0f} % zeros: {'. '.join(parts)}"
 
 
 def _truth(found: dict[str, Any]) -> str:
@@ -239,7 +245,7 @@ _LINES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "distillation": ("distillation.py", "ResNet-56 as a teacher", _distillation),
     "student": ("student.py", "An automatic student of ResNet-56", _student),
     "fusion": ("fusion.py", "Sibling layers merged", _fusion),
-    "sparse_speed": ("sparse_speed.py", "Zeros in LiteRT, MobileNet V1", _sparse),
+    "sparse_speed": ("sparse_speed.py", "Zeros in 1×1 convolutions, LiteRT", _sparse),
     "zoo": ("zoo.py", "The zoo, exported three times", _zoo),
     "matrix": ("matrix.py --rounds 3", "The matrix here", _matrix),
     "arm": ("arm.py", "ResNet-20 on emulated ARM, 500 images", _arm),
