@@ -178,7 +178,7 @@ def trained() -> list[str]:
     found = result("qat")
     lines = [
         f"**Quantization-aware training** (ResNet-20, float {found['float_top1']:.2f} %; few epochs, as two cores allow), "
-        "`python benches/qat.py`:",
+        "`python benches/qat.py --bits 4 --bits 3 --bits 2` (two epochs for 2 bits; `--distill 0.5`):",
         "",
         "| step | points lost | validation top-1 by epoch | as converted |",
         "|---|---|---|---|",
@@ -220,7 +220,7 @@ def tables() -> str:
         "prune_weights": structure.pruned_weights, "low_rank": structure.low_rank, "distillation": structure.distilled,
         "student": structure.student, "fusion": structure.fusion, "zoo": structure.zoo, "layers": structure.layers,
         "sparse_speed": structure.sparse_speed, "harness": runtime.harness, "matrix": runtime.matrix, "arm": runtime.arm,
-        "calibration_memory": memory, "startup": others,
+        "arithmetic": runtime.arithmetic, "calibration_memory": memory, "startup": others,
     }  # fmt: skip
     # What was not measured has no table.
     made = [part() for name, part in parts.items() if _measured(name)]

@@ -89,7 +89,7 @@ def _codebook(found: dict[str, Any]) -> str:
 
 def _qat(found: dict[str, Any]) -> str:
     told = [
-        f"{name.upper()} {points(row['drop'])} ± {row['standard_error']:.2f} ({len(row['history'])} epochs)"
+        f"{name.partition(' ')[0].upper()}{name[4:]} {points(row['drop'])} ± {row['standard_error']:.2f} ({len(row['history'])} epochs)"
         for name, row in found["rows"].items()
     ]
     return f"points lost: {', '.join(told)}"
@@ -230,6 +230,19 @@ def _memory(found: dict[str, Any]) -> str:
     return f"peak with 20 000 images against 200: {_range(grown, '+.0%')}"
 
 
+def _arithmetic(found: dict[str, Any]) -> str:
+    def gain(machine: str, work: str) -> str:
+        kinds = ("as libraries have it", "prepared")
+        theirs, ours = (found["rows"][f"{machine}, {how}"][work] for how in kinds)
+        return f"{theirs / ours:.2g}"
+
+    return "; ".join(
+        f"{machine}: calibration {gain(machine, 'calibration_s')}, training {gain(machine, 'training_s')} times as fast as "
+        "with the libraries' defaults"
+        for machine in ("idle", "one core busy")
+    )
+
+
 _LINES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "resnet20": ("resnet20.py", "ResNet-20, half of the MACs cut, int8", _resnet20),
     "quantize_cifar": ("quantize_cifar.py", "Quantized after training, CIFAR-10", _quantized_cifar),
@@ -249,5 +262,6 @@ _LINES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "zoo": ("zoo.py", "The zoo, exported three times", _zoo),
     "matrix": ("matrix.py --rounds 3", "The matrix here", _matrix),
     "arm": ("arm.py", "ResNet-20 on emulated ARM, 500 images", _arm),
+    "arithmetic": ("arithmetic.py", "edgekit's own work on two cores", _arithmetic),
     "harness": ("harness.py truth", "The harness against bare loops", _truth),
 }

@@ -3,9 +3,10 @@
 Two defaults are wrong for whoever trains and calibrates on a machine that does other work too:
 
 - A thread of GNU OpenMP (libgomp, under torch) spins for milliseconds while it waits for the others. Where another process
-  has taken a core, they all wait for the one that has none: calibration of MobileNet V2 takes fifteen times as long.
-- glibc gives every large tensor back to the kernel when it is freed, and gets the next one zeroed, page by page: a quarter
-  of the time of training a small network, and a third of a forward pass of large activations.
+  has taken a core, they all wait for the one that has none: calibration takes many times as long.
+- glibc gives every large tensor back to the kernel when it is freed, and gets the next one zeroed, page by page.
+
+``benches/arithmetic.py`` measures what they cost.
 """
 
 from __future__ import annotations

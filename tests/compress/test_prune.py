@@ -238,6 +238,22 @@ def test_layer_scope_cuts_every_group_by_the_same_share() -> None:
     assert max(kept) - min(kept) < 0.2
 
 
+def test_layers_that_are_kept_keep_their_channels_and_those_that_go_with_them() -> None:
+    module = zoo.build("resnet20-cifar")[0]
+    widths = {name: layer.out_channels for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)}
+    program = export_program(module, (3, 32, 32))
+    graph = trainable(program)
+    prune(graph, PruneChannels(macs=0.5, multiple=1, keep=("layer?.0.conv2",), epochs=0))
+    left = {name: attribute(graph, f"{name}.weight").shape[0] for name in widths}
+    # Of each stage one is named; the others write into the same stream.
+    assert all(left[name] == width for name, width in widths.items() if name.endswith("conv2") or name == "conv1")
+    assert sum(left[name] < width for name, width in widths.items() if name.endswith(".conv1")) > 5
+    with pytest.raises(StepError, match="no layer that makes channels is called 'layer9"):
+        prune(trainable(program), PruneChannels(macs=0.5, keep=("layer9.*",), epochs=0))
+    with pytest.raises(StepError, match="no channel of this network can be cut"):
+        prune(trainable(program), PruneChannels(macs=0.5, keep=("*",), epochs=0))
+
+
 def test_unreachable_goal_and_wrong_settings_are_refused() -> None:
     module = trainable(export_program(networks.make("plain"), networks.INPUT_SHAPE))
     with pytest.raises(StepError, match="can be cut down to"):
