@@ -89,7 +89,7 @@ def _codebook(found: dict[str, Any]) -> str:
 
 def _qat(found: dict[str, Any]) -> str:
     told = [
-        f"{name.partition(' ')[0].upper()}{name[4:]} {points(row['drop'])} ± {row['standard_error']:.2f} ({len(row['history'])} epochs)"
+        f"{name[:4].upper()}{name[4:]} {points(row['drop'])} ± {row['standard_error']:.2f} ({len(row['history'])} epochs)"
         for name, row in found["rows"].items()
     ]
     return f"points lost: {', '.join(told)}"

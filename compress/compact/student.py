@@ -179,7 +179,8 @@ class MakeStudent(Step):
         if best is None or best[0] != chosen:  # an earlier run found it
             student = assemble(parts, _mix(chosen), found["shares"][chosen], self.goal[0], fit=True)
             best = chosen, bundle.with_module(student.module)
-        after, report = best[1], {"teacher": _figures(judge)}
+        after = best[1]
+        report: dict[str, Any] = {"teacher": _figures(judge)}
         if self.epochs:
             finetune = Finetune(epochs=self.epochs, learning_rate=self.learning_rate, distill=self.distill)
             after, report["finetune"] = finetune.train(after, context, teacher=bundle)
