@@ -3,12 +3,12 @@
     pip install --no-deps torch-pruning==1.6.0
     python benches/resnet56.py [--shared ../shared/data] [--work runs/resnet56] [--epochs 2] [--times 2.1 --times 3.3]
 
-Both get the same fine-tuning, data and seed, and may cut to any width, as accuracy is what is compared: runtimes like few of
-these widths. Torch-Pruning chooses by the norm of groups (``GroupMagnitudeImportance``), all layers ranked together. It can't
-follow the parameter-free shortcut (strided slice and padded channels), so it cuts inside of the blocks. Killed, the same
-command goes on. Epochs are chosen on validation images; the best and the last are told. Figures are on the 5 000 test copies,
-paired with the original's. Results go to benches/results/resnet56.json; the full run
-is ``--epochs 60 --learning-rate 0.05``.
+Both get the same fine-tuning, data and seed, and may cut to any width, as accuracy is what is compared; runtimes like few of
+these widths, and ``--multiple 4`` keeps ours on a grid. Torch-Pruning chooses by the norm of groups
+(``GroupMagnitudeImportance``), all layers ranked together. It can't follow the parameter-free shortcut (strided slice and
+padded channels), so it cuts inside of the blocks. Killed, the same command goes on. Epochs are chosen on validation images; the
+best and the last are told. Figures are on the 5 000 test copies, paired with the original's. Results go to
+benches/results/resnet56.json; the full run is ``--epochs 60 --learning-rate 0.05``.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--times", type=float, action="append")
+    parser.add_argument("--multiple", type=int, default=1)
     parser.add_argument("--ours-alone", action="store_true")
     arguments = parser.parse_args()
     original, data = networks.cifar_resnet(arguments.shared, 56)
@@ -52,7 +53,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": {}}
     finetune = f"epochs={arguments.epochs},learning_rate={arguments.learning_rate:g}"
     for times in arguments.times or (2.1, 2.5, 3.3):
-        cut = f"macs={1 / times:.4f},importance={IMPORTANCE},multiple=1,epochs=0"
+        cut = f"macs={1 / times:.4f},importance={IMPORTANCE},multiple={arguments.multiple},epochs=0"
         jobs = {"edgekit": (original, [f"prune-channels:{cut}", f"finetune:{finetune}"])}
         if not arguments.ours_alone:
             weights = arguments.shared / "weights" / "resnet56_jpeg.safetensors"

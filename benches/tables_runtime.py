@@ -13,7 +13,7 @@ def arithmetic() -> list[str]:
     lines = [
         "**edgekit's own work**, with the settings of its process (docs/measuring.md) and as libraries have it, seconds: "
         f"{found['images']} images of calibration of MobileNet V2, {found['steps']} steps of training of ResNet-20, on all "
-        "cores; the machine to itself, or one core kept busy at the lowest priority, `python benches/arithmetic.py`:",
+        "cores; the machine to itself, or one core kept busy by another program, `python benches/arithmetic.py`:",
         "",
         "| machine | settings | calibration | training |",
         "|---|---|---|---|",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 
 from tables_shared import NAMES, machine, points, result
@@ -19,6 +20,8 @@ def resnet56() -> list[str]:
     ]
     for name, row in found["rows"].items():
         tool, times, _ = name.split()
+        grid = re.search(r"multiple=(\d+)", row["steps"][0])
+        tool += f" (in multiples of {grid[1]})" if grid and grid[1] != "1" else ""
         lost = f"{points(row['drop'])} ± {row['standard_error']:.2f}"
         cells = [f"{tool}, {times}", f"{row['macs_ratio']:.2f}", f"{row['parameters_ratio']:.2f}"]
         cells += [f"{row['top1_before_training']:.2f} %", f"{row['top1']:.2f} % ({len(row['history'])})", lost]
