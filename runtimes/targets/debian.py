@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from edgekit.cache import cache_folder
-from edgekit.errors import PackagesError
+from edgekit.errors import PackagesError, TargetError
 from edgekit.files import atomic_folder
 
 MIRROR = "EDGEKIT_DEBIAN_MIRROR"
@@ -24,6 +24,8 @@ SUITE = "EDGEKIT_DEBIAN_SUITE"
 _KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _LOADERS = {"x86_64": "lib64/ld-linux-x86-64.so.2", "aarch64": "lib/ld-linux-aarch64.so.1"}
+# What apt says of a name that the mirror, which it has just read, does not have.
+_NO_SUCH = ("Unable to locate package", "has no installation candidate", "Couldn't find any package")
 _UPDATE_S, _DOWNLOAD_S, _UNPACK_S = 600, 3600, 300
 
 Progress = Callable[[int, int, str], None]
@@ -114,6 +116,7 @@ def unpack(
 
     Raises:
         PackagesError: If apt is missing or can't reach its mirror, with apt's own words.
+        TargetError: If the mirror was reached and has no package of that name.
     """
     needed()
     where = source(suite)
@@ -181,8 +184,11 @@ def _run(words: Sequence[str], timeout_s: float) -> str:
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg-deb: error"))]
         last = said[0] if said else (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        what = f"{words[0]} failed with exit code {done.returncode}: {last}"
+        if any(text in done.stderr for text in _NO_SUCH):
+            raise TargetError(what, f"The mirror was reached and its release lacks it: {SUITE} names another.")
         raise PackagesError(
-            f"{words[0]} failed with exit code {done.returncode}: {last}",
+            what,
             f"Is the network up and the mirror right ({MIRROR} names another)? The same command goes on.",
         )
     return done.stdout

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekit.cache import cache_folder
-from edgekit.errors import PackagesError
+from edgekit.errors import PackagesError, TargetError
 from edgekit.files import atomic_folder, write_json
 from edgekit.runtimes.targets import debian
 from edgekit.runtimes.targets.emulated_cpus import Architecture
@@ -68,6 +68,7 @@ def fill(architecture: Architecture, progress: debian.Progress) -> None:
 
     Raises:
         PackagesError: If one that is not optional can't be had.
+        TargetError: If the package index has it in other versions alone.
     """
     folder = folder_of(architecture)
     python = python_of(folder)
@@ -85,6 +86,11 @@ def fill(architecture: Architecture, progress: debian.Progress) -> None:
             *(f"--platform={name}_{architecture.name}" for name in architecture.glibc),
         ]  # fmt: skip
         said = _pip([*words, *wheels])
+        if others := [line for line in said if "(from versions: " in line and "(from versions: none)" not in line]:
+            raise TargetError(
+                f"the package index has other versions of a wheel: {others[0][:300]}",
+                "Install these versions here too.",
+            )
         if said:
             raise PackagesError(
                 f"pip could not fetch the {architecture.name} wheels: {said[-1][:300]}",

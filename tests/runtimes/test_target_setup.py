@@ -80,6 +80,18 @@ def test_a_mirror_out_of_reach_is_told_in_apt_s_words(broken: Path) -> None:
     assert debian.MIRROR in caught.value.remedy
 
 
+def test_a_name_that_the_mirror_has_not_is_no_lack_of_a_network(broken: Path, tmp_path: Path) -> None:
+    """Tests of emulated boards are skipped where packages can't be fetched: a wrong name of ours must not look like it."""
+    apt = tmp_path / "bin" / "apt-get"
+    apt.write_text(_APT.replace("for name in", 'echo "E: Unable to locate package python3" >&2; exit 100\nfor name in'))
+    with pytest.raises(TargetError, match="Unable to locate package python3") as caught:
+        _unpack()
+    assert not isinstance(caught.value, PackagesError)
+    apt.write_text(_APT.replace("for name in", 'echo "E: Failed to fetch http://mirror" >&2; exit 100\nfor name in'))
+    with pytest.raises(PackagesError, match="Failed to fetch"):
+        _unpack()
+
+
 def test_an_unpacking_that_is_cut_off_leaves_nothing_and_the_next_goes_on(broken: Path, tmp_path: Path) -> None:
     (tmp_path / "bin" / "apt-get").write_text(_APT.replace('test -e "$BROKEN"', "false"))
     broken.touch()
@@ -120,6 +132,10 @@ def test_a_wheel_that_the_index_has_not_is_left_out_and_told(broken: Path, monke
     assert [name.partition("==")[0] for name in emulated_site.without(ARMV7)] == ["onnxruntime"]
     assert emulated_root.missing(ARMV7) == ["qemu-user", "the CPUs' roots"]
     assert "--platform=manylinux_2_31_armv7l" in asked[0]
+    said["ncnn"] = "ERROR: Could not find a version that satisfies the requirement ncnn==9 (from versions: 1.0, 1.1)"
+    with pytest.raises(TargetError, match="has other versions of a wheel") as caught:
+        emulated_site.fill(ARMV7, lambda done, total, text: None)
+    assert not isinstance(caught.value, PackagesError)
     said["ncnn"] = "ERROR: No matching distribution found for ncnn"
     with pytest.raises(PackagesError, match="could not fetch the armv7l wheels"):
         emulated_site.fill(ARMV7, lambda done, total, text: None)
