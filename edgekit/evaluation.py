@@ -121,6 +121,9 @@ def evaluate(
         limit: Use so many, evenly over the split.
         device: Where to run.
         progress: Told how far it has come.
+
+    Raises:
+        DataError: If the network is no classifier, or a label has no output.
     """
     import torch
 
@@ -139,7 +142,18 @@ def evaluate(
             labels.append(y)
             if progress is not None:
                 progress(sum(map(len, labels)), count, "evaluating")
-    return from_logits(np.concatenate(outputs), np.concatenate(labels), names)
+    return from_logits(_by_class(np.concatenate(outputs)), np.concatenate(labels), names)
+
+
+def _by_class(outputs: np.ndarray) -> np.ndarray:
+    """Outputs as (n, classes); a map of one pixel, as some networks end in, is no more than that."""
+    if outputs.ndim < 2 or math.prod(outputs.shape[2:]) != 1:
+        shape = ", ".join(map(str, outputs.shape[1:])) or "no dimension"
+        raise DataError(
+            f"the network gives an output of shape ({shape}) for each input, and accuracy needs one number for each class",
+            "edgekit measures classifiers: let the network end in one number for each class, by pooling or flattening.",
+        )
+    return outputs.reshape(len(outputs), -1)
 
 
 def paired_difference(a: Evaluation, b: Evaluation) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgekit.compress.rewrite import average_inside, sequence_mean_to_pool, strided_slice_to_pool
+from edgekit.compress.rewrite import average_inside, strided_slice_to_pool
 from edgekit.errors import ExportError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.lowering import (
@@ -27,6 +27,7 @@ from edgekit.export.lowering import (
 )
 from edgekit.export.ncnn_grid import SYMMETRIC_MAX, move, shifted, shown, to_symmetric
 from edgekit.export.ncnn_model import Layer, read_param, read_weights, write_param, write_weights
+from edgekit.export.ncnn_repairs import mend
 from edgekit.export.onnx import save, to_onnx
 from edgekit.files import atomic_file
 from edgekit.program import aten, attribute, duplicate, layer_name, quantized, shape_of
@@ -40,6 +41,7 @@ TIMEOUT_S = 1800
 # int8_scale_term of ncnn's layers: 1 has scales for weights and input, 101 also for an int8 output.
 SCALES, SCALES_AND_OUTPUT = 1, 101
 PAD_VALUE = 18
+PNNX_PARAM = "m.pnnx.param"
 
 
 class NcnnExporter(Exporter):
@@ -66,8 +68,6 @@ class NcnnExporter(Exporter):
         if strided_slice_to_pool(module):
             notes.append("strided slices are written as max pooling of kernel 1: exact")
         average_inside(module)
-        if sequence_mean_to_pool(module):
-            notes.append("means over a sequence are written as pooling: exact")
         if precision == "int8":
             refuse_other_activations(module, "ncnn", self.activations)
             in_float = [node for node in weight_nodes(module) if _is_grouped(node)]
@@ -95,9 +95,9 @@ class NcnnExporter(Exporter):
         with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
             param, binary = _pnnx(module, lowered, Path(folder))
             layers = read_param(param)
-            _refuse_unknown(layers, module)
-            if _states_as_rows(layers):
+            if mend(layers, (Path(folder) / PNNX_PARAM).read_text(encoding="utf-8")):
                 write_param(layers, param)
+            _refuse_unknown(layers, module)
             if lowered.precision == "int8":
                 read_weights(layers, binary)
                 _quantize_layers(layers, module, weights, scales, padded)
@@ -112,26 +112,6 @@ class NcnnExporter(Exporter):
         return files
 
 
-def _states_as_rows(layers: list[Layer]) -> bool:
-    """Makes matrices of the initial states of recurrent layers, in place; returns whether there was anything to do.
-
-    pnnx writes (directions, 1, width) as channels, which begin at multiples of 16 bytes; ncnn reads rows that follow each
-    other. Of widths that 4 does not divide, the second direction began with memory that was never written, so that some
-    loads of a file gave wrong numbers and others did not (pnnx and ncnn 1.0.20261020).
-    """
-    makers = {output: layer for layer in layers for output in layer.outputs}
-    changed = False
-    for layer in layers:
-        for name in layer.inputs[1:] if layer.type in ("LSTM", "GRU", "RNN") else ():
-            source = makers[name]
-            while source.type == "Split":
-                source = makers[source.inputs[0]]
-            if source.type == "MemoryData" and source.integer(1) == 1 and source.integer(2) > 1:
-                source.params[1] = source.params.pop(2)
-                changed = True
-    return changed
-
-
 def _pnnx(module: GraphModule, lowered: Lowered, folder: Path) -> tuple[Path, Path]:
     """Converts a float program with batch 1 by the pnnx program, in its own process and folder."""
     spec = importlib.util.find_spec("pnnx")
@@ -140,7 +120,7 @@ def _pnnx(module: GraphModule, lowered: Lowered, folder: Path) -> tuple[Path, Pa
     model = to_onnx(module, lowered.input_shape, batch=1)
     save(model, folder / "model.onnx")
     names = {
-        "pnnxparam": "m.pnnx.param", "pnnxbin": "m.pnnx.bin", "pnnxpy": "m_pnnx.py", "pnnxonnx": "m.pnnx.onnx",
+        "pnnxparam": PNNX_PARAM, "pnnxbin": "m.pnnx.bin", "pnnxpy": "m_pnnx.py", "pnnxonnx": "m.pnnx.onnx",
         "ncnnparam": "m.ncnn.param", "ncnnbin": "m.ncnn.bin", "ncnnpy": "m_ncnn.py",
     }  # fmt: skip
     command = [

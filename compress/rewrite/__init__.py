@@ -14,7 +14,6 @@ from edgekit.compress.rewrite.pooling import (
     average_inside,
     global_pool_to_mean,
     mean_over_space_in_two,
-    sequence_mean_to_pool,
     strided_slice_to_pool,
 )
 from edgekit.compress.rewrite.sequences import merge_sequences
@@ -36,6 +35,5 @@ __all__ = [
     "remove_identities",
     "remove_splits_before_concatenation",
     "replace_by_tensor",
-    "sequence_mean_to_pool",
     "strided_slice_to_pool",
 ]

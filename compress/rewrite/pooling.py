@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.fx import GraphModule, Node
 
 from edgekit.compress.rewrite.edit import finish
@@ -97,40 +95,6 @@ def average_inside(module: GraphModule) -> int:
         if not any(arguments[3]) and arguments[5] and arguments[6] is None:
             node.args = (*arguments[:5], False)
             changed += 1
-    finish(module)
-    return changed
-
-
-def sequence_mean_to_pool(module: GraphModule) -> int:
-    """Writes the mean of a 3-dimensional tensor over one dimension as a pooling over its last, in place; returns how many.
-
-    Exact. pnnx loses the dimension of such a mean on its way to ncnn, which then takes none.
-    """
-    changed = 0
-    for node in list(module.graph.nodes):
-        if node.target is not aten.mean.dim or len(shape_of(node.args[0])) != 3 or len(node.args[1]) != 1:
-            continue
-        (dim,), keep = (d % 3 for d in node.args[1]), len(node.args) > 2 and bool(node.args[2])
-        if dim == 0:
-            continue
-        steps: list[tuple[Any, tuple[Any, ...]]] = [(aten.adaptive_avg_pool1d.default, ([1],))]
-        if dim == 1:
-            # Of a transpose, torch writes the pooling for channels-last strides, with a gather behind it.
-            steps[:0] = [(aten.transpose.int, (1, 2)), (aten.contiguous.default, ())]
-        if not keep:
-            steps.append((aten.flatten.using_ints, (1,)))
-        elif dim == 1:
-            steps.append((aten.transpose.int, (1, 2)))
-        value, source = node.args[0].meta["val"], node.args[0]
-        for target, arguments in steps:
-            with module.graph.inserting_before(node):
-                made = module.graph.call_function(target, (source, *arguments))
-            value = target(value, *arguments)
-            made.meta.update({**node.meta, "val": value})
-            source = made
-        node.replace_all_uses_with(source)
-        module.graph.erase_node(node)
-        changed += 1
     finish(module)
     return changed
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -66,17 +68,35 @@ def options(
     """Holds the options of ``edgekit`` itself."""
 
 
+class _StoppedError(BaseException):
+    """A signal asks for the end. No KeyboardInterrupt: Click would swallow that, and what is to be said with it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    """Ends the command with all its clean-up: an end by default would leave folders and processes behind."""
+    signal.signal(number, signal.SIG_DFL)  # asked twice, it ends at once
+    raise _StoppedError(number)
+
+
 def main() -> None:
     """Runs the command; every error of ours is one message and an exit code."""
     prepare()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup and shells' background jobs ignore some on purpose
+            signal.signal(number, _stop)
     try:
         app()
     except EdgekitError as error:
         _say(error.what, error.remedy)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _say("interrupted", "The same command goes on where this one stopped.")
-        sys.exit(130)
+    except _StoppedError as stopped:
+        what = "interrupted" if stopped.signal == signal.SIGINT else f"ended by {stopped.signal.name}"
+        _say(what, "The same command goes on where this one stopped.")
+        sys.exit(128 + stopped.signal)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

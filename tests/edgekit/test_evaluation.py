@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import top_k_accuracy_score
 
+from edgekit.data.dataset import Split
 from edgekit.errors import DataError
-from edgekit.evaluation import from_logits, paired_difference
+from edgekit.evaluation import evaluate, from_logits, paired_difference
 
 
 def test_top1_and_top5_agree_with_scikit_learn() -> None:
@@ -38,6 +40,18 @@ def test_what_is_not_finite_is_wrong() -> None:
 def test_a_label_without_output_is_refused() -> None:
     with pytest.raises(DataError, match="labels up to 2, and 2 outputs"):
         from_logits(np.zeros((2, 2)), np.array([0, 2]))
+
+
+def test_a_map_of_one_pixel_is_a_number_for_each_class() -> None:
+    split = Split(np.random.default_rng(0).random((6, 3, 4, 4), dtype=np.float32), np.zeros(6, np.int64))
+    flat = evaluate(torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten()), split, None)
+    assert np.array_equal(evaluate(torch.nn.AvgPool2d(4), split, None).logits, flat.logits)
+
+
+def test_a_network_that_gives_a_map_is_refused() -> None:
+    split = Split(np.zeros((6, 3, 4, 4), np.float32), np.zeros(6, np.int64))
+    with pytest.raises(DataError, match=r"output of shape \(3, 2, 2\) .* one number for each class"):
+        evaluate(torch.nn.AvgPool2d(2), split, None)
 
 
 def test_paired_difference_counts_only_where_they_differ() -> None:

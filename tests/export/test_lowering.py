@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgekit.bundle import Bundle
-from edgekit.compress.rewrite import average_inside, sequence_mean_to_pool
+from edgekit.compress.rewrite import average_inside
 from edgekit.cost import cost_of
 from edgekit.export.exporter import EXPORTERS
 from edgekit.export.lowering import pack_bits
@@ -88,28 +88,6 @@ def test_packing_is_read_back_by_onnx(bits: int, kind: int) -> None:
     assert packed.nbytes == -(-values.size * bits // 8)
     tensor = onnx.helper.make_tensor("w", kind, values.shape, packed.tobytes(), raw=True)
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), values)
-
-
-@pytest.mark.parametrize(("dim", "keep"), [(1, False), (1, True), (2, False), (-1, True), (-2, False)])
-def test_means_of_sequences_become_poolings_exactly(dim: int, keep: bool) -> None:
-    class Mean(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.mean(dim, keepdim=keep) * 2
-
-    module = trainable(export_program(Mean(), (5, 7)))
-    x = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
-    expected = module(x)
-    assert sequence_mean_to_pool(module) == 1
-    assert aten.mean.dim not in [node.target for node in module.graph.nodes]
-    torch.testing.assert_close(module(x), expected)
-
-
-def test_means_over_the_batch_or_two_dimensions_are_left() -> None:
-    class Means(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.mean((1, 2)) + x.unsqueeze(1).mean((2, 3)).flatten(1)[:, 0]
-
-    assert sequence_mean_to_pool(trainable(export_program(Means(), (5, 7)))) == 0
 
 
 def test_averages_that_round_up_count_what_is_inside_in_ncnn(tmp_path: Path) -> None:
