@@ -2,19 +2,22 @@
 
     pip install --no-deps torch-pruning==1.6.0
     python benches/resnet56.py [--shared ../shared/data] [--work runs/resnet56] [--epochs 2] [--times 2.1 --times 3.3]
+        [--distill 0.5]
 
 Both get the same fine-tuning, data and seed, and may cut to any width, as accuracy is what is compared; runtimes like few of
 these widths, and ``--multiple 4`` keeps ours on a grid. Torch-Pruning chooses by the norm of groups
 (``GroupMagnitudeImportance``), all layers ranked together. It can't follow the parameter-free shortcut (strided slice and
-padded channels), so it cuts inside of the blocks. Killed, the same command goes on. Epochs are chosen on validation images; the
-best and the last are told. Figures are on the 5 000 test copies, paired with the original's. Results go to
-benches/results/resnet56.json; the full run is ``--epochs 60 --learning-rate 0.05``.
+padded channels), so it cuts inside of the blocks. With ``--distill`` both learn from the original besides, its soft targets
+being so large a share of the loss; such rows stand beside those without. Killed, the same command goes on. Epochs are chosen
+on validation images; the best and the last are told. Figures are on the 5 000 test copies, paired with the original's.
+Results go to benches/results/resnet56.json; the full run is ``--epochs 60 --learning-rate 0.05``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,38 +49,52 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--times", type=float, action="append")
     parser.add_argument("--multiple", type=int, default=1)
+    parser.add_argument("--distill", type=float, default=0.0)
     parser.add_argument("--ours-alone", action="store_true")
     arguments = parser.parse_args()
     original, data = networks.cifar_resnet(arguments.shared, 56)
     reference = evaluate(original.module(), data.test, original.preprocessing)
     found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": {}}
     finetune = f"epochs={arguments.epochs},learning_rate={arguments.learning_rate:g}"
+    kind = ""
+    if arguments.distill:
+        original.save(arguments.work / "original")
+        finetune += f",distill=[teacher={arguments.work / 'original'},weight={arguments.distill:g}]"
+        kind = " distilled"
     for times in arguments.times or (2.1, 2.5, 3.3):
         cut = f"macs={1 / times:.4f},importance={IMPORTANCE},multiple={arguments.multiple},epochs=0"
         jobs = {"edgekit": (original, [f"prune-channels:{cut}", f"finetune:{finetune}"])}
         if not arguments.ours_alone:
             weights = arguments.shared / "weights" / "resnet56_jpeg.safetensors"
             jobs["torch-pruning"] = (_torch_pruning(original, weights, 1 / times), [f"finetune:{finetune}"])
+        results: dict[str, Evaluation] = {}
         for name, (bundle, steps) in jobs.items():
-            path = arguments.work / f"{name}-{times:g}-{arguments.epochs}"
+            path = arguments.work / f"{name}-{times:g}-{arguments.epochs}{kind.replace(' ', '-')}"
             small = edgekit.compress(bundle, steps, data, output=path, progress=log)
             cut_only = edgekit.compress(bundle, steps[0], data) if len(steps) > 1 else bundle
-            found["rows"][f"{name} {times:g} {arguments.epochs}"] = _row(
-                original, small, cut_only, steps, data, reference
-            )
+            results[name] = evaluate(small.module(), data.test, original.preprocessing)
+            row = _row(original, small, cut_only, steps, data, reference, results[name])
+            found["rows"][f"{name} {times:g} {arguments.epochs}{kind}"] = row
+            if name == "torch-pruning":
+                row["ours_against_it"] = paired_difference(results[name], results["edgekit"])
             write_json(RESULT, {**found, "float_top1": reference.top1, "versions": versions()})
 
 
 def _row(
-    original: Bundle, small: Bundle, cut_only: Bundle, steps: list[str], data: Dataset, reference: Evaluation
+    original: Bundle,
+    small: Bundle,
+    cut_only: Bundle,
+    steps: list[str],
+    data: Dataset,
+    reference: Evaluation,
+    result: Evaluation,
 ) -> dict[str, Any]:
-    result = evaluate(small.module(), data.test, original.preprocessing)
     untrained = evaluate(cut_only.module(), data.test, original.preprocessing)
     difference, error = paired_difference(reference, result)
     was, now = cost_of(original.module()), cost_of(small.module())
     report = small.steps[-1]["report"]
     row = {
-        "steps": steps,
+        "steps": [re.sub(r"teacher=[^,]*", "teacher=original", step) for step in steps],
         "macs_ratio": now.macs / was.macs,
         "parameters_ratio": now.parameters / was.parameters,
         "top1": result.top1,

@@ -15,16 +15,19 @@ def resnet56() -> list[str]:
         f"**Channels cut from ResNet-56** (CIFAR-10, float {found['float_top1']:.2f} %; the same few epochs for both), "
         "`python benches/resnet56.py`:",
         "",
-        "| tool, MACs divided by | MACs × | parameters × | top-1 before training | top-1 after (epochs) | points lost |",
-        "|---|---|---|---|---|---|",
+        "| tool, MACs divided by | MACs × | parameters × | top-1 before training | top-1 after (epochs) | points lost | "
+        "ours against it |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, row in found["rows"].items():
-        tool, times, _ = name.split()
+        tool, times, _, *kind = name.split()
+        tool += ", distilled" * bool(kind)
         grid = re.search(r"multiple=(\d+)", row["steps"][0])
         tool += f" (in multiples of {grid[1]})" if grid and grid[1] != "1" else ""
         lost = f"{points(row['drop'])} ± {row['standard_error']:.2f}"
         cells = [f"{tool}, {times}", f"{row['macs_ratio']:.2f}", f"{row['parameters_ratio']:.2f}"]
         cells += [f"{row['top1_before_training']:.2f} %", f"{row['top1']:.2f} % ({len(row['history'])})", lost]
+        cells.append("{:+.2f} ± {:.2f}".format(*row["ours_against_it"]) if "ours_against_it" in row else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

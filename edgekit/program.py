@@ -109,6 +109,8 @@ def set_training(module: GraphModule, training: bool) -> GraphModule:
     changed = False
     for node in module.graph.nodes:
         position = _TRAINING_FLAG.get(node.target)
+        if node.target is aten.instance_norm.default and node.args[3] is None:
+            continue  # without running statistics it takes each input's own, in training and evaluation
         if position is not None and node.args[position] != training:
             node.update_arg(position, training)
             changed = True

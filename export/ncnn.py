@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgekit.compress.rewrite import average_inside, strided_slice_to_pool
+from edgekit.compress.rewrite import average_inside, powers_to_products, strided_slice_to_pool
 from edgekit.errors import ExportError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.lowering import (
@@ -68,6 +68,7 @@ class NcnnExporter(Exporter):
         if strided_slice_to_pool(module):
             notes.append("strided slices are written as max pooling of kernel 1: exact")
         average_inside(module)
+        powers_to_products(module)
         if precision == "int8":
             refuse_other_activations(module, "ncnn", self.activations)
             in_float = [node for node in weight_nodes(module) if _is_grouped(node)]

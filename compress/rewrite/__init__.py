@@ -6,6 +6,7 @@ by themselves.
 
 from __future__ import annotations
 
+from edgekit.compress.rewrite.attention import attention_in_heads
 from edgekit.compress.rewrite.batch_norm import fold_batch_norm
 from edgekit.compress.rewrite.branches import merge_branches
 from edgekit.compress.rewrite.edit import finish, replace_by_tensor
@@ -16,11 +17,13 @@ from edgekit.compress.rewrite.pooling import (
     mean_over_space_in_two,
     strided_slice_to_pool,
 )
+from edgekit.compress.rewrite.powers import powers_to_products
 from edgekit.compress.rewrite.sequences import merge_sequences
 from edgekit.compress.rewrite.siblings import merge_siblings
 from edgekit.compress.rewrite.splits import hoist_over_splits, remove_splits_before_concatenation
 
 __all__ = [
+    "attention_in_heads",
     "average_inside",
     "finish",
     "fold_batch_norm",
@@ -30,6 +33,7 @@ __all__ = [
     "merge_branches",
     "merge_sequences",
     "merge_siblings",
+    "powers_to_products",
     "remove_dead_code",
     "remove_dropout",
     "remove_identities",
