@@ -20,6 +20,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators that programs hold
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen
 
 from edgekit.arithmetic import few_collections
 from edgekit.errors import SourceError
@@ -42,7 +43,7 @@ def export_program(
         origin: What to call the model in messages.
 
     Raises:
-        SourceError: If torch.export refuses the module; the reason is handed on.
+        SourceError: If torch.export refuses the module; the reason is handed on. If it returns several tensors.
     """
     if isinstance(module, GraphModule):
         set_training(module, False)
@@ -70,7 +71,34 @@ def export_program(
         # Paths and memory addresses of the process that exported: they would make equal programs differ.
         node.meta.pop("stack_trace", None)
         node.meta.pop("from_node", None)
-    return program
+    return one_tensor(program, input_shape, origin=origin)
+
+
+def one_tensor(program: ExportedProgram, input_shape: Sequence[int], *, origin: str = "the model") -> ExportedProgram:
+    """The program that returns its one output itself, where it lies in a tuple, a dictionary or a class of outputs.
+
+    Args:
+        program: Any program.
+        input_shape: Shape of one input without the batch.
+        origin: What to call the model in messages.
+
+    Raises:
+        SourceError: If there are several outputs, or none.
+    """
+    outputs = program.graph_signature.user_outputs
+    if len(outputs) != 1:
+        raise SourceError(
+            f"{origin} returns {len(outputs)} values; edgekit takes networks that return one tensor",
+            "Wrap it in a module whose forward returns the one that is deployed.",
+        )
+    if program.call_spec.out_spec is None or program.call_spec.out_spec.is_leaf():
+        return program
+    module = trainable(program)
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    output.args = (output_node(module),)
+    module.graph.set_codegen(CodeGen())
+    module.recompile()
+    return export_program(module, input_shape, origin=origin)
 
 
 def trainable(program: ExportedProgram) -> GraphModule:
@@ -134,8 +162,15 @@ _TRAINING_FLAG: dict[Any, int] = {
 }
 
 
+_PADDED_BY_NAME: dict[Any, Any] = {
+    aten.conv1d.padding: aten.conv1d.default,
+    aten.conv2d.padding: aten.conv2d.default,
+    aten.conv3d.padding: aten.conv3d.default,
+}
+
+
 def clean(module: GraphModule) -> GraphModule:
-    """Normal form of a graph: functional operators, no slice that keeps everything, nothing dead.
+    """Normal form of a graph: functional operators, padding in numbers, no slice that keeps everything, nothing dead.
 
     Raises:
         SourceError: If an in-place operator has no functional counterpart.
@@ -150,6 +185,8 @@ def clean(module: GraphModule) -> GraphModule:
         elif node.target is aten.slice.Tensor and _keeps_all(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.target in _PADDED_BY_NAME:
+            _pad_in_numbers(node)
         elif (functional := _functional(node)) is not None:
             _make_functional(node, functional)
     # get_attr of batch norm's counters has no users; placeholders and outputs are never dead.
@@ -157,6 +194,29 @@ def clean(module: GraphModule) -> GraphModule:
     graph.lint()
     module.recompile()
     return module
+
+
+def _pad_in_numbers(node: Node) -> None:
+    """Writes the padding ``"same"`` or ``"valid"`` of a convolution in numbers: rules look for one form of it alone.
+
+    ``same`` adds an odd element behind, as torch does: with an operator of its own, for convolutions pad both sides alike.
+    """
+    given = (*node.args, *(None, [1], "valid", [1], 1)[len(node.args) - 2 :])
+    source, weight, bias, stride, padding, dilation, groups = given
+    kernel = weight.meta["val"].shape[2:]  # type: ignore[union-attr]
+    # One number stands for all dimensions.
+    stride, dilation = ([*v] * (len(kernel) // len(v)) for v in (stride, dilation))  # type: ignore[misc, arg-type]
+    total = [d * (int(k) - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    odd = [t % 2 for t in total]
+    if any(odd):
+        behind = [side for one in reversed(odd) for side in (0, one)]
+        value = source.meta["val"]  # type: ignore[union-attr]
+        sizes = [*value.shape[: -len(odd)], *(s + one for s, one in zip(value.shape[-len(odd) :], odd, strict=True))]
+        with node.graph.inserting_before(node):
+            source = node.graph.call_function(aten.pad.default, (source, behind, "constant", 0.0))
+        source.meta.update({**node.meta, "val": value.new_empty(sizes)})
+    node.target = _PADDED_BY_NAME[node.target]
+    node.args = (source, weight, bias, stride, [t // 2 for t in total], dilation, groups)
 
 
 def _keeps_all(node: Node) -> bool:

@@ -9,7 +9,15 @@ from torch.fx import GraphModule, Node
 from edgekit.bundle import Bundle
 from edgekit.compress.prune.sparse import expand_sparse
 from edgekit.compress.quantize.codebook.coding import expand_codes
-from edgekit.compress.rewrite import attention_in_heads, finish, fold_batch_norm, remove_dropout, replace_by_tensor
+from edgekit.compress.rewrite import (
+    adaptive_maximum_to_pool,
+    attention_in_heads,
+    finish,
+    fold_batch_norm,
+    remove_dropout,
+    repeats_to_concatenation,
+    replace_by_tensor,
+)
 from edgekit.errors import UnsupportedOperatorError
 from edgekit.program import aten, attribute, layer_name, quantized, set_attribute
 
@@ -20,13 +28,15 @@ _FORMATS_OF = {8: "any format", 16: "TFLite", 32: "ONNX"}
 
 
 def deployed(bundle: Bundle) -> GraphModule:
-    """The bundle's program as every format deploys it: no dropout, batch norms folded into what feeds them, attention in heads."""
+    """The bundle's program as every format deploys it: no dropout, batch norms folded into what feeds them, and the like."""
     module = bundle.module()
     expand_codes(module)
     expand_sparse(module)
     remove_dropout(module)
     fold_batch_norm(module)
     attention_in_heads(module)
+    adaptive_maximum_to_pool(module)
+    repeats_to_concatenation(module)
     return module
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgekit.compress.rewrite import global_pool_to_mean, mean_over_space_in_two
+from edgekit.compress.rewrite import crop_transposed_convolutions, global_pool_to_mean, mean_over_space_in_two
 from edgekit.errors import ExportError, MissingDependencyError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.flatbuffer import edit_model
@@ -59,6 +60,8 @@ class TfliteExporter(Exporter):
         # TFLite's int8 pooling demands the same scale in and out; its mean does not. Exact in float.
         global_pool_to_mean(module)
         mean_over_space_in_two(module)
+        if crop_transposed_convolutions(module):
+            notes.append("the padding of transposed convolutions is written as slices of their whole result: exact")
         if bundle.weights == "codes":
             notes.append("TFLite has no shared weights: the file holds each as a float, and is no smaller")
         if bundle.weights == "sparse" and precision == "float16":
@@ -146,9 +149,17 @@ def _failure(module: GraphModule, done: Ended) -> ExportError:
                 f"TFLite export refuses the operator {node.target} at {layer_name(node)} (node {node.name})",
                 "Write that part of the model with operators that TFLite has, or leave TFLite out of --to.",
             )
-    lines = [line for line in text.strip().splitlines() if line.strip()]
     reason = f"died by signal {-done.returncode}" if done.returncode < 0 else "failed"
-    last = lines[-1].strip() if lines else "no message"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*:", line)]
+    last = (said or lines or ["no message"])[-1]
+    at = re.findall(r"While executing %(\w+) ", text)
+    node = next((node for node in module.graph.nodes if at and node.name == at[-1]), None)
+    if node is not None:
+        return UnsupportedOperatorError(
+            f"the TFLite converter {reason} on the operator {node.target} at {layer_name(node)} (node {node.name}): {last}",
+            "Write that part of the model otherwise, or leave TFLite out of --to.",
+        )
     return ExportError(
         f"the TFLite converter {reason}: {last}", "The operator may have no TFLite form; see the message."
     )

@@ -12,19 +12,24 @@ from edgekit.compress.rewrite.branches import merge_branches
 from edgekit.compress.rewrite.edit import finish, replace_by_tensor
 from edgekit.compress.rewrite.identities import remove_dead_code, remove_dropout, remove_identities
 from edgekit.compress.rewrite.pooling import (
+    adaptive_maximum_to_pool,
     average_inside,
     global_pool_to_mean,
     mean_over_space_in_two,
     strided_slice_to_pool,
 )
 from edgekit.compress.rewrite.powers import powers_to_products
+from edgekit.compress.rewrite.repeats import repeats_to_concatenation
 from edgekit.compress.rewrite.sequences import merge_sequences
 from edgekit.compress.rewrite.siblings import merge_siblings
 from edgekit.compress.rewrite.splits import hoist_over_splits, remove_splits_before_concatenation
+from edgekit.compress.rewrite.transposed import crop_transposed_convolutions
 
 __all__ = [
+    "adaptive_maximum_to_pool",
     "attention_in_heads",
     "average_inside",
+    "crop_transposed_convolutions",
     "finish",
     "fold_batch_norm",
     "global_pool_to_mean",
@@ -38,6 +43,7 @@ __all__ = [
     "remove_dropout",
     "remove_identities",
     "remove_splits_before_concatenation",
+    "repeats_to_concatenation",
     "replace_by_tensor",
     "strided_slice_to_pool",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from torch.fx import GraphModule, Node
 
 from edgekit.compress.rewrite.edit import finish
@@ -94,6 +96,28 @@ def average_inside(module: GraphModule) -> int:
         arguments = [*node.args, *(True, None)[len(node.args) - 5 :]]
         if not any(arguments[3]) and arguments[5] and arguments[6] is None:
             node.args = (*arguments[:5], False)
+            changed += 1
+    finish(module)
+    return changed
+
+
+def adaptive_maximum_to_pool(module: GraphModule) -> int:
+    """Writes a maximum over a grid of windows of equal size as a max pooling, in place; returns how many.
+
+    Exact. The grid has to divide the map, and nobody may ask where the maxima were. TFLite has no adaptive pooling.
+    """
+    changed = 0
+    for node in list(module.graph.nodes):
+        if node.target is not aten.adaptive_max_pool2d.default:
+            continue
+        if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
+            continue
+        map_size, grid = shape_of(node.args[0])[-2:], node.args[1]
+        if any(size % parts for size, parts in zip(map_size, grid, strict=True)):
+            continue
+        window = [size // parts for size, parts in zip(map_size, grid, strict=True)]
+        for user in list(node.users):
+            user.target, user.args = aten.max_pool2d.default, (node.args[0], window, window)
             changed += 1
     finish(module)
     return changed

@@ -136,9 +136,30 @@ def _from_pt2(path: Path) -> Bundle:
             f"{path} was exported for a fixed batch of {shape[0]}",
             "Export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},): calibration and evaluation need batches.",
         )
+    _refuse_decomposed(module, path)
     # Exported again: it may come from another IR, with in-place operators or a training flag set.
     program = programs.export_program(module, shape[1:], origin=str(path))
     return Bundle(program, shape[1:], source={"reference": path.name, "sha256": sha256_file(path)})
+
+
+# What layers are decomposed into; no network is written with these.
+_DECOMPOSED = {
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "convolution", "native_batch_norm", "_native_batch_norm_legit_no_training", "native_layer_norm",
+        "native_group_norm", "_adaptive_avg_pool2d",
+    )
+}  # fmt: skip
+
+
+def _refuse_decomposed(module: torch.fx.GraphModule, path: Path) -> None:
+    """Core ATen has other operators for layers: nothing would be found there to compress, and nobody told."""
+    for node in module.graph.nodes:
+        if node.target in _DECOMPOSED:
+            raise SourceError(
+                f"{path} was decomposed to core ATen (it holds {node.target}), which edgekit does not compress",
+                "Save what torch.export.export gives, without run_decompositions() or to_edge().",
+            )
 
 
 def _from_onnx(path: Path, input_shape: Sequence[int] | None) -> Bundle:

@@ -131,3 +131,33 @@ def test_what_cannot_be_exported_is_told_with_its_place() -> None:
 
     with pytest.raises(SourceError, match=r"test_program\.py.*if x\.sum\(\) > 0"):
         export_program(Branches(), (4,))
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d])
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "padding"), [(3, 1, "same"), (4, 1, "same"), (2, 3, "same"), (5, 2, "valid")]
+)
+def test_padding_by_name_becomes_numbers(
+    layer: type[torch.nn.Module], kernel: int, dilation: int, padding: str
+) -> None:
+    """Otherwise no rule would know these convolutions: not counted, not cut, not quantized, and nobody told."""
+    network = layer(3, 6, kernel, dilation=dilation, padding=padding)
+    shape = (3, *[11, 10, 12][: network.weight.dim() - 2])  # type: ignore[operator, union-attr]
+    module = trainable(export_program(network, shape))
+    plain = {torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default, torch.ops.aten.conv3d.default}
+    assert len(plain & {node.target for node in module.graph.nodes}) == 1
+    assert "padding" not in {str(node.target).rpartition(".")[2] for node in module.graph.nodes}
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(module(x), network(x))
+    again = trainable(export_program(module, shape))  # shapes are known to the graph
+    assert [n.meta["val"].shape[1:] for n in again.graph.nodes if n.op == "call_function"] == [
+        n.meta["val"].shape[1:] for n in module.graph.nodes if n.op == "call_function"
+    ]
+
+
+def test_a_norm_of_single_inputs_has_no_other_way_in_evaluation() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.InstanceNorm2d(4, affine=True)).eval()
+    module = trainable(export_program(network, (3, 8, 8)))
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for training in (True, False):
+        torch.testing.assert_close(set_training(module, training)(x), network(x))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,6 +145,10 @@ def test_pt2_files(tmp_path: Path) -> None:
     torch.export.save(fixed, tmp_path / "fixed.pt2")
     with pytest.raises(SourceError, match="fixed batch of 1"):
         load(tmp_path / "fixed.pt2")
+    decomposed = export_program(network, (3, 8, 8)).run_decompositions()
+    torch.export.save(decomposed, tmp_path / "core.pt2")
+    with pytest.raises(SourceError, match=r"decomposed to core ATen \(it holds aten.convolution.default\)"):
+        load(tmp_path / "core.pt2")
 
 
 @pytest.mark.parametrize(
@@ -170,3 +176,28 @@ def test_a_bundle_refuses_other_weights(tmp_path: Path) -> None:
 def test_preprocessing_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UsageError, match="3 values for 1 channels"):
         load("zoo:digits-cnn", preprocessing={"mean": (0.1, 0.2, 0.3)})
+
+
+@pytest.mark.parametrize("wrapped", [lambda y: (y,), lambda y: {"logits": y}, lambda y: [(y,)]])
+def test_one_tensor_is_taken_out_of_what_a_network_returns(wrapped: Callable[[torch.Tensor], Any]) -> None:
+    class Wrapping(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return wrapped(self.layer(x))
+
+    network, x = Wrapping().eval(), torch.randn(5, 6)
+    module = load(network, input_shape=(6,)).module()
+    assert torch.equal(module(x), network.layer(x))
+    assert [name for name, _ in module.named_parameters()] == ["layer.weight", "layer.bias"]
+
+
+def test_several_outputs_are_refused_at_the_door() -> None:
+    class Two(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x + 1, x * 2
+
+    with pytest.raises(SourceError, match="Two returns 2 values; edgekit takes networks that return one tensor"):
+        load(Two(), input_shape=(6,))

@@ -17,7 +17,7 @@ from edgekit.cost import cost_of
 from edgekit.export.exporter import EXPORTERS
 from edgekit.export.lowering import pack_bits
 from edgekit.export.run import export
-from edgekit.program import aten, export_program, trainable
+from edgekit.program import export_program, trainable
 from edgekit.testing import networks
 from edgekit.testing.exporters import bundle_of
 

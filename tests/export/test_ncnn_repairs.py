@@ -37,11 +37,15 @@ def test_states_of_both_directions_are_rows(layer: type[nn.Module], tmp_path: Pa
 REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "means over one dimension": lambda x: torch.cat([x.mean(2), x.mean(3), x.mean(-1)], 2),
     "a mean over channels that keeps them": lambda x: x * x.mean(1, keepdim=True),
-    "means over one and over two dimensions in turn": lambda x: x.mean((2, 3)) + x.mean(2).mean(2) - x.mean((1, 2))[:, :4],
+    "means over one and over two dimensions in turn": lambda x: (
+        x.mean((2, 3)) + x.mean(2).mean(2) - x.mean((1, 2))[:, :4]
+    ),
     "sums": lambda x: x.sum(1) * x.sum((1, 2)).unsqueeze(1),
-    "products, norms and logarithms": lambda x: torch.cat([x.prod(1), x.norm(dim=2), x.logsumexp(3)], 1)
-    if x.shape[2] == x.shape[3]
-    else x.prod(1) + x.norm(dim=1) + x.logsumexp(1),
+    "products, norms and logarithms": lambda x: (
+        torch.cat([x.prod(1), x.norm(dim=2), x.logsumexp(3)], 1)
+        if x.shape[2] == x.shape[3]
+        else x.prod(1) + x.norm(dim=1) + x.logsumexp(1)
+    ),
     "extrema": lambda x: torch.cat([x.amax((2, 3)), x.amin((2, 3)), x.amax(3).amin(2), x.max(1)[0].amin(1)], 1),
     "a variance": lambda x: x.var(1) + x.std(1),
     "of a sequence": lambda x: x.flatten(2).mean(1) - x.flatten(2).amax(1),
@@ -84,7 +88,10 @@ def test_what_is_right_or_not_understood_is_left_alone() -> None:
         (reduction("mean_1", "0"), line.format("0")),  # over the batch
         (reduction("sum_1", "0"), line.format("2")),  # of another operator than the one known
         (reduction("mean_1", "0"), "torch.sum x 1 1 2 3 dim=2 keepdim=False $input=2"),
-        (Layer("ReduceMax", "ReduceMax_3", ["a"], ["b"], {}), "ReduceMax ReduceMax_3 1 1 2 3 axes=0 keepdims=0 #2=(1,2)"),
+        (
+            Layer("ReduceMax", "ReduceMax_3", ["a"], ["b"], {}),
+            "ReduceMax ReduceMax_3 1 1 2 3 axes=0 keepdims=0 #2=(1,2)",
+        ),
     ):
         before = (layer.type, dict(layer.params))
         assert not mend([layer], known)

@@ -1,0 +1,62 @@
+"""Layers as users write them, whose form a converter or a runtime does not have: proved in every format all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import edgekit
+from edgekit.bundle import Bundle
+from edgekit.compress.quantize.static import Quantize
+from edgekit.compress.step import Context
+from edgekit.cost import cost_of
+from edgekit.data.dataset import Dataset, Split
+from edgekit.export.exporter import EXPORTERS
+from edgekit.program import export_program
+
+SHAPE = (3, 8, 6)
+
+
+class Forms(nn.Module):
+    """Repeated channels, an even kernel padded by name, the usual upsampling, adaptive maxima, attention of one head …"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even, self.up = nn.Conv2d(3, 4, 4, padding="same"), nn.ConvTranspose2d(4, 4, 3, 2, 1, output_padding=1)
+        self.norm, self.head = nn.InstanceNorm2d(4, affine=True), nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.up(F.relu(self.even(x[:, :1].repeat(1, 3, 1, 1)))))
+        x = F.adaptive_max_pool2d(x, (4, 3)) + 0.1 * F.relu(F.adaptive_max_pool2d(x, 1)) ** 3
+        x = x.flatten(2).transpose(1, 2)
+        return self.head(F.scaled_dot_product_attention(x, x, x, is_causal=True).mean(1))
+
+
+@pytest.mark.parametrize("format", EXPORTERS)
+def test_forms_are_proved(format: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, *SHAPE).numpy()
+    bundle = Bundle(export_program(Forms(), SHAPE), SHAPE).with_samples(x, np.arange(6) % 5)
+    (file,) = edgekit.export(bundle, format, output=tmp_path)
+    assert file.parity["agreement"]["sqnr_db"] > 80
+
+
+def test_a_network_padded_by_name_is_counted_and_quantized_as_any_other(tmp_path: Path) -> None:
+    def network(padding: str | int) -> nn.Module:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 8, 3, padding=padding), nn.ReLU(), nn.Conv2d(8, 8, 5, padding="same"), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(8 * 48, 4))
+
+    images = np.random.default_rng(0).standard_normal((24, *SHAPE)).astype(np.float32)
+    split = Split(images, np.arange(24) % 4)
+    data = Dataset("noise", tuple("abcd"), split, split, split)
+    by_name, by_number = (Bundle(export_program(network(p), SHAPE), SHAPE) for p in ("same", 1))
+    assert cost_of(by_name.module()).macs == cost_of(by_number.module()).macs > 0
+    small, _ = Quantize(images=16).apply(by_name, Context(data=data))
+    (file,) = edgekit.export(small, "onnx", data=data, output=tmp_path)
+    assert file.parity["int8_macs_share"] == 1
