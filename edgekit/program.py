@@ -170,7 +170,7 @@ _PADDED_BY_NAME: dict[Any, Any] = {
 
 
 def clean(module: GraphModule) -> GraphModule:
-    """Normal form of a graph: functional operators, padding in numbers, no slice that keeps everything, nothing dead.
+    """Normal form of a graph: functional operators, padding in numbers, reshapes for views, no slice of all, nothing dead.
 
     Raises:
         SourceError: If an in-place operator has no functional counterpart.
@@ -187,6 +187,9 @@ def clean(module: GraphModule) -> GraphModule:
             graph.erase_node(node)
         elif node.target in _PADDED_BY_NAME:
             _pad_in_numbers(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            # The same, and without a demand on strides that a runtime's order of channels may not meet.
+            node.target = aten.reshape.default
         elif (functional := _functional(node)) is not None:
             _make_functional(node, functional)
     # get_attr of batch norm's counters has no users; placeholders and outputs are never dead.

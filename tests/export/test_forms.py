@@ -37,11 +37,24 @@ class Forms(nn.Module):
         return self.head(F.scaled_dot_product_attention(x, x, x, is_causal=True).mean(1))
 
 
+class Viewed(nn.Module):
+    """What most tutorials write before the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 4, 3), nn.Linear(96, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.convolution(x))
+        return self.head(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("network", [Forms, Viewed])
 @pytest.mark.parametrize("format", EXPORTERS)
-def test_forms_are_proved(format: str, tmp_path: Path) -> None:
+def test_forms_are_proved(format: str, network: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(6, *SHAPE).numpy()
-    bundle = Bundle(export_program(Forms(), SHAPE), SHAPE).with_samples(x, np.arange(6) % 5)
+    bundle = Bundle(export_program(network(), SHAPE), SHAPE).with_samples(x, np.arange(6) % 5)
     (file,) = edgekit.export(bundle, format, output=tmp_path)
     assert file.parity["agreement"]["sqnr_db"] > 80
 
