@@ -341,7 +341,8 @@ def choose(
         stops = "; ".join(f"{b.operator} at {b.layer}" for b in flow.barriers[:3])
         raise StepError(
             f"no channel of this network can be cut{f': {stops}' if stops else ''}",
-            "Channels that reach the output, or an operator without a rule, have to stay.",
+            "Channels that reach the output, an operator without a rule, or a layer that importance="
+            f"{settings.importance} can't score, have to stay.",
         )
     measure, share = settings.goal
     costs = weight_costs(module, flow, measure)

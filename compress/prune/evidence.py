@@ -52,6 +52,8 @@ def fisher(flow: Flow, batches: Batches) -> dict[int, float]:
     """
     readers = {slot.node: flow.labels(slot.node.args[0]) for slot in flow.slots if slot.role == "in"}
     known = {node: labels for node, labels in readers.items() if isinstance(labels, Labels)}
+    if not known:
+        return {}
     scores: dict[int, float] = defaultdict(float)
     seen = 0
     for x, y in batches:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.prune.flow import Flow, Slot
+from edgekit.compress.prune.flow import Barrier, Flow, Slot
 from edgekit.compress.prune.recurrent import GATES
 from edgekit.errors import StepError, UsageError
 from edgekit.program import aten, attribute, layer_name
@@ -49,6 +49,8 @@ def class_scores(
 ) -> dict[int, float]:
     """The score of every class of channels that may be cut; the lowest goes first.
 
+    Not every criterion has a score for every class. What has none stays, and the analysis gets a barrier that says so.
+
     Args:
         flow: The analysed graph.
         importance: The criterion.
@@ -61,6 +63,24 @@ def class_scores(
     Raises:
         StepError: If a class has nothing that the criterion could score.
     """
+    scores = _scores(flow, importance, batches, seed)
+    _tell_unscored(flow, importance, scores)
+    return scores
+
+
+def _tell_unscored(flow: Flow, importance: Importance, scores: dict[int, float]) -> None:
+    known = {barrier.node for barrier in flow.barriers}
+    for slot in flow.slots:
+        if slot.role != "out" or slot.node.name in known:
+            continue
+        free = [root for root in flow.roots(slot.ids).tolist() if not flow.is_frozen(root)]
+        if free and not scores.keys() & set(free):
+            remedy = f"importance={importance} has no score for what this layer makes: take l2 or taylor"
+            flow.barriers.append(Barrier(slot.node.name, layer_name(slot.node), str(slot.node.target), remedy))
+            known.add(slot.node.name)
+
+
+def _scores(flow: Flow, importance: Importance, batches: Batches | None, seed: int) -> dict[int, float]:
     if importance in FROM_DATA:
         from edgekit.compress.prune import evidence
         from edgekit.compress.prune.discrimination import discrimination

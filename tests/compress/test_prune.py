@@ -370,3 +370,31 @@ def test_every_importance_prunes_to_the_goal(importance: str, before: Bundle, da
 def test_taylor_without_data_is_refused(before: Bundle) -> None:
     with pytest.raises(UsageError, match="data"):
         compress(before, "prune-channels:macs=0.6,epochs=0,importance=taylor")
+
+
+@pytest.mark.parametrize(
+    ("network", "importance", "layers"),
+    [
+        ("attention", "fisher", {"query", "key"}),
+        ("grouped", "lasso", {"stem"}),
+        ("recurrent", "fisher", {"lstm", "gru"}),
+        ("recurrent", "taylor", set()),
+        ("residual", "lasso", set()),
+    ],
+)
+def test_what_a_criterion_can_not_score_is_told(network: str, importance: str, layers: set[str]) -> None:
+    settings = PruneChannels(ratio=0.2, multiple=1, importance=importance, reconstruct=0, epochs=0)  # type: ignore[arg-type]
+    module = trainable(export_program(networks.make(network), networks.INPUT_SHAPE))
+    batches = [(networks.images(8), torch.arange(8) % 3)]
+    flow, _ = prune(module, settings, batches=batches)
+    assert {barrier.layer for barrier in flow.barriers} == layers
+    assert all(f"importance={importance} has no score" in barrier.remedy for barrier in flow.barriers)
+    assert not analyse(trainable(export_program(networks.make(network), networks.INPUT_SHAPE)), RULES).barriers
+
+
+@pytest.mark.parametrize("importance", ["fisher", "lasso", "taylor", "l2"])
+def test_a_network_of_one_layer_can_not_be_cut(importance: str) -> None:
+    settings = PruneChannels(macs=0.5, multiple=1, importance=importance, reconstruct=0, epochs=0)  # type: ignore[arg-type]
+    module = trainable(export_program(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), (3, 2, 2)))
+    with pytest.raises(StepError, match="no channel of this network can be cut"):
+        prune(module, settings, batches=[(torch.rand(8, 3, 2, 2), torch.arange(8) % 3)])
