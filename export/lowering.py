@@ -79,6 +79,38 @@ def one_reader_each(module: GraphModule) -> None:
     finish(module)
 
 
+def pad_before_averages(module: GraphModule) -> int:
+    """Gives average poolings of int8 values that count their padding an operator that pads, in place; returns how many.
+
+    Exact: the padding is on the grid, as 0 always is. litert-torch pads with the integer 0 instead, which is another number.
+    """
+    changed = 0
+    for node in list(module.graph.nodes):
+        # Arguments: input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override.
+        if node.target is not aten.avg_pool2d.default or len(node.args) < 4 or not any(node.args[3]):
+            continue
+        source, kernel, stride, padding, *rest = node.args
+        ceils, counts = [*rest[:2], *(False, True)[len(rest) :]]
+        if source.target is not DQ or ceils or not counts:
+            continue
+        rows, columns = [*padding] * (2 // len(padding))
+        value = source.meta["val"]
+        padded = value.new_empty([*value.shape[:2], value.shape[2] + 2 * rows, value.shape[3] + 2 * columns])
+        made = source
+        for target, arguments in (
+            (aten.pad.default, ([columns, columns, rows, rows], "constant", 0.0)),
+            (Q, source.args[1:]),
+            (DQ, source.args[1:]),
+        ):
+            with module.graph.inserting_before(node):
+                made = module.graph.call_function(target, (made, *arguments))
+            made.meta.update({**source.meta, "val": padded.to(source.args[5]) if target is Q else padded})
+        node.args = (made, kernel, stride, [0, 0], *rest)
+        changed += 1
+    finish(module)
+    return changed
+
+
 def dequantized_weight(module: GraphModule, node: Node) -> torch.Tensor:
     """The float32 weight that a per-channel dequantize node gives."""
     values = attribute(module, str(node.args[0].target))  # type: ignore[union-attr]

@@ -19,6 +19,7 @@ from edgekit.export.lowering import (
     expand_weights,
     narrow_weights,
     one_reader_each,
+    pad_before_averages,
     refuse_few_levels,
     refuse_other_activations,
     round_weights,
@@ -73,6 +74,7 @@ class TfliteExporter(Exporter):
             notes.append("weights are stored in float16; XNNPACK computes in float32 on x86")
         if precision == "int8":
             refuse_other_activations(module, "TFLite", self.activations)
+            pad_before_averages(module)
             bits = activation_bits(module)
             notes.append(f"input and output are int{bits}, with the scales that the bundle gives them")
             if bits == 16:

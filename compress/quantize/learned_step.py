@@ -173,7 +173,7 @@ def prepare(
     nodes = {node.name: node for node in module.graph.nodes}
     twins = {node.name for node in plan.values[0].graph.nodes}
     found = Quantizers()
-    values = node_values(module, torch.from_numpy(images))
+    values, fixed = node_values(module, torch.from_numpy(images)), plan.fixed()
     for node in plan.compute:
         layer = nodes[node.name]
         weight = attribute(module, str(layer.args[1].target)).detach()  # type: ignore[union-attr]
@@ -189,6 +189,7 @@ def prepare(
         if leader.name not in found.values:
             low, high = -128 - calibrated.zero_point, 127 - calibrated.zero_point
             made = LearnedStep(torch.tensor(calibrated.scale), low, high, values[place.name][0].numel())
+            made.scale.requires_grad_(leader not in fixed)
             name = _add(module, f"quantizer_value_{leader.name}", made)
             found.values[leader.name] = (name, calibrated.zero_point)
         readers = [

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.quantize.rules import FUSES_ACTIVATION, RULES, Role
+from edgekit.compress.quantize.rules import FIXED, FIXED_IN_16_BITS, FUSES_ACTIVATION, RULES, Role
 from edgekit.compress.quantize.scheme import AffineParameters, quantize_weight, weight_max, weight_scales
 from edgekit.compress.rewrite import finish
 from edgekit.program import aten, attribute, layer_name, quantized, set_attribute
@@ -38,6 +39,22 @@ class Plan:
             node = self._shares[node]
         return node
 
+    def fixed(self, bits: int = 8) -> dict[Node, AffineParameters]:
+        """The grids that the operators give, by the leader: calibration and training have no say in them.
+
+        A tensor that others share its scale with, through a concatenation, has none: theirs may be wider.
+        """
+        kinds: dict[Node, set[Any]] = {}
+        for node in self.values:
+            if RULES.get(node.target) is not Role.SAME_RANGE:
+                kinds.setdefault(self.leader(node), set()).add(node.target if node.target in FIXED else None)
+        grids = {
+            leader: FIXED[next(iter(kind))] for leader, kind in kinds.items() if len(kind) == 1 and None not in kind
+        }
+        if bits == 16:
+            return {leader: AffineParameters(FIXED_IN_16_BITS, 0, bits) for leader in grids}
+        return {leader: AffineParameters(scale, zero_point) for leader, (scale, zero_point) in grids.items()}
+
 
 def make_plan(module: GraphModule, keep_float: tuple[str, ...] = ()) -> Plan:
     """Annotates a graph whose batch norms are folded.
@@ -51,7 +68,7 @@ def make_plan(module: GraphModule, keep_float: tuple[str, ...] = ()) -> Plan:
     roles: dict[Node, Role] = {}
     in_float: list[tuple[Node, str]] = []
     for node in module.graph.nodes:
-        if node.op != "call_function" or node.target is aten.sym_size.int:
+        if node.op != "call_function" or node.target is aten.sym_size.int or _is_integer(node):
             continue
         role = RULES.get(node.target)
         if role is Role.COMPUTE and any(fnmatch.fnmatch(layer_name(node), pattern) for pattern in keep_float):
@@ -68,10 +85,16 @@ def make_plan(module: GraphModule, keep_float: tuple[str, ...] = ()) -> Plan:
     return Plan(order, compute, in_float, shares)
 
 
+def _is_integer(node: Node) -> bool:
+    """Whether a node gives indices or truth values: they stay what they are."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and not value.is_floating_point()
+
+
 def _marked(module: GraphModule, roles: dict[Node, Role]) -> set[Node]:
     marked: set[Node] = set()
     for node, role in roles.items():
-        marked.update(source for source in tensor_inputs(node) if not _is_list(source))
+        marked.update(s for s in tensor_inputs(node) if not _is_list(s) and not _is_integer(s))
         if not _is_list(node) and not _fused_into_next(node, role, roles):
             marked.add(node)
     # Producer and activation are one operator to the runtime: nothing is quantized between them.

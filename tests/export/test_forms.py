@@ -17,6 +17,7 @@ from edgekit.compress.step import Context
 from edgekit.cost import cost_of
 from edgekit.data.dataset import Dataset, Split
 from edgekit.export.exporter import EXPORTERS
+from edgekit.export.lowering import Q
 from edgekit.program import export_program
 
 SHAPE = (3, 8, 6)
@@ -59,15 +60,60 @@ def test_forms_are_proved(format: str, network: type[nn.Module], tmp_path: Path)
     assert file.parity["agreement"]["sqnr_db"] > 80
 
 
+class Gated(nn.Module):
+    """A sigmoid's gate, an average that counts its padding, and a softmax at the end: grids and borders of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.gate, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1), nn.Linear(96, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.body(x)) * torch.sigmoid(self.gate(x))
+        x = F.avg_pool2d(x + 1, 3, 2, 1)
+        return F.softmax(self.head(x.flatten(1)), 1).flatten(1)
+
+
+@pytest.mark.parametrize("format", EXPORTERS)
+def test_int8_forms_are_proved(format: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = _noise()
+    small, _ = Quantize(images=16).apply(Bundle(export_program(Gated(), SHAPE), SHAPE), Context(data=data))
+    grids = {node.args[0].target: node.args[1:3] for node in small.module().graph.nodes if node.target is Q}
+    assert grids[torch.ops.aten.sigmoid.default] == grids[torch.ops.aten.softmax.int] == (1 / 256, -128)
+    (file,) = edgekit.export(small, format, data=data, output=tmp_path)
+    # Borders that are off by the zero point leave some 20 dB.
+    assert file.parity["agreement"]["sqnr_db"] is None or file.parity["agreement"]["sqnr_db"] > 30
+    assert file.parity["int8_macs_share"] == 1
+
+
+def test_indices_stay_integers_when_a_network_is_quantized() -> None:
+    class Embedding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.table = nn.Conv2d(3, 4, 3), nn.Embedding(10, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.table((self.layer(x).mean((2, 3)) * 9).long().clamp(0, 9)).flatten(1)
+
+    bundle = Bundle(export_program(Embedding(), SHAPE), SHAPE)
+    small, _ = Quantize(images=16).apply(bundle, Context(data=_noise(16)))
+    x = torch.from_numpy(_noise().test.images(np.arange(4)))
+    assert small.module()(x).shape == (4, 16)
+
+
+def _noise(classes: int = 5) -> Dataset:
+    images = np.random.default_rng(0).standard_normal((24, *SHAPE)).astype(np.float32)
+    split = Split(images, np.arange(24) % 4)
+    return Dataset("noise", tuple(map(str, range(classes))), split, split, split)
+
+
 def test_a_network_padded_by_name_is_counted_and_quantized_as_any_other(tmp_path: Path) -> None:
     def network(padding: str | int) -> nn.Module:
         torch.manual_seed(0)
         layers = [nn.Conv2d(3, 8, 3, padding=padding), nn.ReLU(), nn.Conv2d(8, 8, 5, padding="same"), nn.Flatten()]
         return nn.Sequential(*layers, nn.Linear(8 * 48, 4))
 
-    images = np.random.default_rng(0).standard_normal((24, *SHAPE)).astype(np.float32)
-    split = Split(images, np.arange(24) % 4)
-    data = Dataset("noise", tuple("abcd"), split, split, split)
+    data = _noise(4)
     by_name, by_number = (Bundle(export_program(network(p), SHAPE), SHAPE) for p in ("same", 1))
     assert cost_of(by_name.module()).macs == cost_of(by_number.module()).macs > 0
     small, _ = Quantize(images=16).apply(by_name, Context(data=data))

@@ -66,8 +66,9 @@ def observe_ranges(
 def parameters_of(
     plan: Plan, ranges: dict[Node, tuple[float, float]], *, symmetric: bool = False, bits: int = 8
 ) -> dict[Node, AffineParameters]:
-    """Scale and zero point for each leader of a shared scale."""
-    return {
+    """Scale and zero point for each leader of a shared scale; those that an operator gives stand above what was seen."""
+    seen = {
         plan.leader(node): affine_parameters(low, high, symmetric=symmetric, bits=bits)
         for node, (low, high) in ranges.items()
     }
+    return seen | plan.fixed(bits)
