@@ -18,6 +18,7 @@ from edgekit.compress.rewrite import (
     repeats_to_concatenation,
     replace_by_tensor,
 )
+from edgekit.compress.rewrite.edit import argument
 from edgekit.errors import UnsupportedOperatorError
 from edgekit.program import aten, attribute, layer_name, quantized, set_attribute
 
@@ -89,11 +90,10 @@ def pad_before_averages(module: GraphModule) -> int:
         # Arguments: input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override.
         if node.target is not aten.avg_pool2d.default or len(node.args) < 4 or not any(node.args[3]):
             continue
-        source, kernel, stride, padding, *rest = node.args
-        ceils, counts = [*rest[:2], *(False, True)[len(rest) :]]
-        if source.target is not DQ or ceils or not counts:
+        source, padding = node.args[0], node.args[3]
+        if source.target is not DQ or argument(node, 4, False) or not argument(node, 5, True):
             continue
-        rows, columns = [*padding] * (2 // len(padding))
+        rows, columns = padding[0], padding[-1]
         value = source.meta["val"]
         padded = value.new_empty([*value.shape[:2], value.shape[2] + 2 * rows, value.shape[3] + 2 * columns])
         made = source
@@ -105,7 +105,7 @@ def pad_before_averages(module: GraphModule) -> int:
             with module.graph.inserting_before(node):
                 made = module.graph.call_function(target, (made, *arguments))
             made.meta.update({**source.meta, "val": padded.to(source.args[5]) if target is Q else padded})
-        node.args = (made, kernel, stride, [0, 0], *rest)
+        node.args = (made, *node.args[1:3], [0, 0], *node.args[4:])
         changed += 1
     finish(module)
     return changed
