@@ -18,7 +18,7 @@ from edgekit.compress.rewrite import (
     repeats_to_concatenation,
     replace_by_tensor,
 )
-from edgekit.compress.rewrite.edit import argument
+from edgekit.compress.rewrite.edit import argument, call_before
 from edgekit.errors import UnsupportedOperatorError
 from edgekit.program import aten, attribute, layer_name, quantized, set_attribute
 
@@ -102,9 +102,8 @@ def pad_before_averages(module: GraphModule) -> int:
             (Q, source.args[1:]),
             (DQ, source.args[1:]),
         ):
-            with module.graph.inserting_before(node):
-                made = module.graph.call_function(target, (made, *arguments))
-            made.meta.update({**source.meta, "val": padded.to(source.args[5]) if target is Q else padded})
+            result = padded.to(source.args[5]) if target is Q else padded
+            made = call_before(node, target, (made, *arguments), result)
         node.args = (made, *node.args[1:3], [0, 0], *node.args[4:])
         changed += 1
     finish(module)

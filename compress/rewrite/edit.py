@@ -26,6 +26,21 @@ def replace_by_tensor(module: GraphModule, node: Node, name: str, value: torch.T
     module.graph.erase_node(node)
 
 
+def call_before(node: Node, target: Any, arguments: tuple[Any, ...], value: Any) -> Node:
+    """Makes an operator before ``node`` that belongs to the same layer.
+
+    Args:
+        node: Whose place it takes a part of.
+        target: The operator.
+        arguments: Its arguments.
+        value: What ``meta["val"]`` is to be: a tensor of the result's shape and type.
+    """
+    with node.graph.inserting_before(node):
+        made: Node = node.graph.call_function(target, arguments)
+    made.meta.update({**node.meta, "val": value})
+    return made
+
+
 def parameter_before(module: GraphModule, node: Node, name: str, value: torch.Tensor) -> Node:
     """Makes a parameter of this name, and the node that reads it, before ``node``."""
     return _stored_before(module, node, name, torch.nn.Parameter(value))

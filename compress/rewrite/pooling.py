@@ -6,7 +6,7 @@ import operator
 
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.rewrite.edit import finish
+from edgekit.compress.rewrite.edit import call_before, finish
 from edgekit.program import aten, quantized, shape_of
 
 
@@ -38,11 +38,9 @@ def mean_over_space_in_two(module: GraphModule) -> int:
         if {dim % 4 for dim in node.args[1]} != {2, 3} or keeps or integer:
             continue
         source = node.args[0]
-        with module.graph.inserting_before(node):
-            kept = module.graph.call_function(aten.mean.dim, (source, [2, 3], True))
-            flat = module.graph.call_function(aten.flatten.using_ints, (kept, 1))
-        kept.meta.update({**node.meta, "val": aten.mean.dim(source.meta["val"], [2, 3], True)})
-        flat.meta.update(node.meta)
+        mean = aten.mean.dim(source.meta["val"], [2, 3], True)
+        kept = call_before(node, aten.mean.dim, (source, [2, 3], True), mean)
+        flat = call_before(node, aten.flatten.using_ints, (kept, 1), node.meta["val"])
         node.replace_all_uses_with(flat)
         module.graph.erase_node(node)
         changed += 1
@@ -71,9 +69,7 @@ def strided_slice_to_pool(module: GraphModule) -> int:
         ):
             strides[source.args[1] - 2] = source.args[4]
             first, source = source, source.args[0]
-        with module.graph.inserting_before(node):
-            pooled = module.graph.call_function(aten.max_pool2d.default, (source, [1, 1], strides))
-        pooled.meta.update(node.meta)
+        pooled = call_before(node, aten.max_pool2d.default, (source, [1, 1], strides), node.meta["val"])
         node.replace_all_uses_with(pooled)
         module.graph.erase_node(node)
         if first is not node:

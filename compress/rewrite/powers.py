@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch.fx import GraphModule
 
-from torch.fx import GraphModule, Node
-
-from edgekit.compress.rewrite.edit import finish
+from edgekit.compress.rewrite.edit import call_before, finish
 from edgekit.program import aten
 
 # Beyond, a product of so many factors has lost more by rounding than a logarithm has.
@@ -24,17 +22,10 @@ def powers_to_products(module: GraphModule) -> int:
             continue
         whole, half = divmod(float(node.args[1]), 1)
         source, value = node.args[0], node.args[0].meta["val"]
-        with module.graph.inserting_before(node):
-
-            def call(target: Any, *arguments: Node, like: Node = node, value: Any = value) -> Node:
-                made: Node = like.graph.call_function(target, arguments)
-                made.meta.update({**like.meta, "val": value})
-                return made
-
-            factors = [source] * int(whole) + ([call(aten.sqrt.default, source)] if half else [])
-            product = factors[0]
-            for factor in factors[1:]:
-                product = call(aten.mul.Tensor, product, factor)
+        root = [call_before(node, aten.sqrt.default, (source,), value)] if half else []
+        product, *factors = [source] * int(whole) + root
+        for factor in factors:
+            product = call_before(node, aten.mul.Tensor, (product, factor), value)
         node.replace_all_uses_with(product)
         module.graph.erase_node(node)
         changed += 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
-from edgekit.compress.rewrite.edit import finish, resized
+from edgekit.compress.rewrite.edit import call_before, finish, resized
 from edgekit.program import aten, shape_of
 
 # So many copies are written out at most.
@@ -29,15 +29,9 @@ def repeats_to_concatenation(module: GraphModule) -> int:
         for dim, count in enumerate(times):
             if count > 1:
                 value = resized(value, dim, int(value.shape[dim]) * count)
-                with module.graph.inserting_before(node):
-                    result = _joined(result, dim, count)
-                result.meta.update({**node.meta, "val": value})
+                result = call_before(node, aten.cat.default, ([result] * count, dim), value)
         node.replace_all_uses_with(result)
         module.graph.erase_node(node)
         changed += 1
     finish(module)
     return changed
-
-
-def _joined(source: Node, dim: int, count: int) -> Node:
-    return source.graph.call_function(aten.cat.default, ([source] * count, dim))

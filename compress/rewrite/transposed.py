@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.rewrite.edit import argument, finish, resized
+from edgekit.compress.rewrite.edit import argument, call_before, finish, resized
 from edgekit.program import aten, shape_of
 
 
@@ -26,23 +24,16 @@ def crop_transposed_convolutions(module: GraphModule) -> int:
         value = node.meta["val"]
         for dim, (taken, added) in enumerate(zip(padding, more, strict=True), start=2):
             value = resized(value, dim, int(value.shape[dim]) + 2 * taken - added)
-        result = _call(node, node.target, whole, value)
+        result = call_before(node, node.target, whole, value)
         for dim, (first, size) in enumerate(zip(padding, shape_of(node)[2:], strict=True), start=2):
             if size != shape_of(result)[dim]:
                 value = resized(value, dim, size)
-                result = _call(node, aten.slice.Tensor, (result, dim, first, first + size), value)
+                result = call_before(node, aten.slice.Tensor, (result, dim, first, first + size), value)
         node.replace_all_uses_with(result)
         module.graph.erase_node(node)
         changed += 1
     finish(module)
     return changed
-
-
-def _call(before: Node, target: Any, arguments: tuple[Any, ...], value: Any) -> Node:
-    with before.graph.inserting_before(before):
-        made = before.graph.call_function(target, arguments)
-    made.meta.update({**before.meta, "val": value})
-    return made
 
 
 def _has_to_be_cropped(node: Node) -> bool:
