@@ -28,12 +28,19 @@ main.main()
 """
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def _started(folder: Path, at_the_end: str = "pass", ignored: signal.Signals | None = None) -> subprocess.Popen[str]:
+    def dispositions() -> None:
+        # A shell's background job and nohup hand down signals that are ignored: these tests may run in both.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
+
     process = subprocess.Popen(
         [sys.executable, "-c", WORK.format(at_the_end=at_the_end)],
         env={**os.environ, "TMPDIR": str(folder)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=(lambda: signal.signal(ignored, signal.SIG_IGN)) if ignored else None,  # type: ignore[arg-type, return-value]
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=dispositions,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "at work\n"
