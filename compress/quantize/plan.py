@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.quantize.rules import FIXED, FIXED_IN_16_BITS, FUSES_ACTIVATION, RULES, Role
+from edgekit.compress.quantize.rules import FIXED, FUSES_ACTIVATION, RULES, Role
 from edgekit.compress.quantize.scheme import AffineParameters, quantize_weight, weight_max, weight_scales
 from edgekit.compress.rewrite import finish
 from edgekit.program import aten, attribute, layer_name, quantized, set_attribute
@@ -44,16 +44,12 @@ class Plan:
 
         A tensor that others share its scale with, through a concatenation, has none: theirs may be wider.
         """
-        kinds: dict[Node, set[Any]] = {}
+        known, kinds = FIXED.get(bits, {}), dict[Node, set[Any]]()
         for node in self.values:
             if RULES.get(node.target) is not Role.SAME_RANGE:
-                kinds.setdefault(self.leader(node), set()).add(node.target if node.target in FIXED else None)
-        grids = {
-            leader: FIXED[next(iter(kind))] for leader, kind in kinds.items() if len(kind) == 1 and None not in kind
-        }
-        if bits == 16:
-            return {leader: AffineParameters(FIXED_IN_16_BITS, 0, bits) for leader in grids}
-        return {leader: AffineParameters(scale, zero_point) for leader, (scale, zero_point) in grids.items()}
+                kinds.setdefault(self.leader(node), set()).add(known.get(node.target))
+        grids = {leader: next(iter(kind)) for leader, kind in kinds.items() if len(kind) == 1 and None not in kind}
+        return {leader: AffineParameters(scale, zero_point, bits) for leader, (scale, zero_point) in grids.items()}
 
 
 def make_plan(module: GraphModule, keep_float: tuple[str, ...] = ()) -> Plan:

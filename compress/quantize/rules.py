@@ -47,15 +47,17 @@ RULES: dict[Any, Role] = {
     **dict.fromkeys((aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default), Role.FUSED),
 }  # fmt: skip
 
-# Scale and zero point of what these give: TFLite's specification of int8 operators knows one grid for each, and refuses
-# files with another. In 16 bits it is 1 / 32768 for all but the last, which has no such kernel.
-FIXED: dict[Any, tuple[float, int]] = {
-    aten.sigmoid.default: (1 / 256, -128),
-    aten.softmax.int: (1 / 256, -128),
-    aten.tanh.default: (1 / 128, 0),
-    aten.log_softmax.int: (16 / 256, 127),
+# Scale and zero point of what these give, by the bits of activations: TFLite's specification of integer operators knows one
+# grid for each, and LiteRT refuses files with another. It has no logarithm of a softmax in 16 bits.
+FIXED: dict[int, dict[Any, tuple[float, int]]] = {
+    8: {
+        aten.sigmoid.default: (1 / 256, -128),
+        aten.softmax.int: (1 / 256, -128),
+        aten.tanh.default: (1 / 128, 0),
+        aten.log_softmax.int: (16 / 256, 127),
+    },
+    16: dict.fromkeys((aten.sigmoid.default, aten.softmax.int, aten.tanh.default), (1 / 32768, 0)),
 }
-FIXED_IN_16_BITS = 1 / 32768
 
 # Operators that runtimes merge with an activation behind them.
 FUSES_ACTIVATION = {aten.conv1d.default, aten.conv2d.default, aten.linear.default, aten.add.Tensor}

@@ -12,13 +12,14 @@ from torch import nn
 
 import edgekit
 from edgekit.bundle import Bundle
+from edgekit.compress.quantize.plan import make_plan
 from edgekit.compress.quantize.static import Quantize
 from edgekit.compress.step import Context
 from edgekit.cost import cost_of
 from edgekit.data.dataset import Dataset, Split
 from edgekit.export.exporter import EXPORTERS
 from edgekit.export.lowering import Q
-from edgekit.program import export_program
+from edgekit.program import export_program, trainable
 
 SHAPE = (3, 8, 6)
 
@@ -84,6 +85,28 @@ def test_int8_forms_are_proved(format: str, tmp_path: Path) -> None:
     # Borders that are off by the zero point leave some 20 dB.
     assert file.parity["agreement"]["sqnr_db"] is None or file.parity["agreement"]["sqnr_db"] > 30
     assert file.parity["int8_macs_share"] == 1
+
+
+@pytest.mark.parametrize(
+    ("bits", "grids"),
+    [
+        (8, {"sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0), "log_softmax": (1 / 16, 127)}),
+        # A logarithm of a softmax on a grid of 1 / 32768 would be cut off at -1: it is calibrated.
+        (16, {"sigmoid": (1 / 32768, 0), "tanh": (1 / 32768, 0)}),
+    ],
+)
+def test_grids_that_operators_give_hold_what_they_give(bits: int, grids: dict[str, tuple[float, int]]) -> None:
+    class Several(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (torch.sigmoid(x) + torch.tanh(x)) * F.log_softmax(x, 1) + torch.cat([torch.sigmoid(x), x * 9], 1)[
+                :, :3
+            ]
+
+    plan = make_plan(trainable(export_program(Several(), SHAPE)))
+    found = {str(leader.target).split(".")[1]: fixed for leader, fixed in plan.fixed(bits).items()}
+    assert {name: (grid.scale, grid.zero_point) for name, grid in found.items()} == grids
+    assert all(grid.bits == bits for grid in found.values())
+    assert len(plan.fixed(bits)) == len(grids)  # the sigmoid that shares its scale with a wider tensor has none
 
 
 def test_indices_stay_integers_when_a_network_is_quantized() -> None:
