@@ -3,9 +3,11 @@
     python benches/peers.py TOOL MODEL CALIBRATION.npz OUTPUT
 
 TOOL is ``edgekit`` (from a bundle folder to a bundle folder), ``onnxruntime`` (quantize_static, per channel), ``nncf``,
-``nncf-mixed`` (preset MIXED, per-tensor activations: what its speed asks for on CPUs), or ``ai-edge-quantizer``. NNCF wants
-an environment of its own, ``python -m venv peers && peers/bin/pip install nncf==3.4.0 onnx onnxruntime torch==2.13.0``, and
-this file run by its Python.
+``nncf-mixed`` (preset MIXED, per-tensor activations: what its speed asks for on CPUs), ``ai-edge-quantizer``, or
+``ncnn2int8``. NNCF wants an environment of its own, ``python -m venv peers && peers/bin/pip install nncf==3.4.0 onnx
+onnxruntime torch==2.13.0``, and this file run by its Python. ncnn's own tools are in no package registry: ``ncnn2int8`` here
+writes the file that its source (tools/quantize/ncnn2int8.cpp, 2026) writes, layer by layer, for times alone; the scales come
+of the largest values, where its table would have those of the least divergence: other numbers in the same kernels.
 The archive holds ``x``: float32, (n, C, H, W) for ONNX and (n, H, W, C) for TFLite. Prints JSON: seconds and peak memory.
 """
 
@@ -15,6 +17,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("NNCF_CI", "1")  # sends no usage statistics
@@ -31,6 +34,7 @@ def main() -> None:
         "nncf": nncf_default,
         "nncf-mixed": nncf_mixed,
         "ai-edge-quantizer": ai_edge_quantizer,
+        "ncnn2int8": ncnn2int8,
         "edgekit": edgekit,
     }[tool]
     start = time.monotonic()
@@ -58,7 +62,6 @@ def edgekit(model: str, images: np.ndarray, output: str) -> None:
 def onnxruntime(model: str, images: np.ndarray, output: str) -> None:
     """ONNX Runtime's own: pre-processing, then QDQ, int8 weights per channel, uint8 activations."""
     import tempfile
-    from pathlib import Path
 
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -112,6 +115,53 @@ def ai_edge_quantizer(model: str, images: np.ndarray, output: str) -> None:
     # A list: a generator would be spent by the time it is read.
     calibrated = made.calibrate({signature: [{name: image[None]} for image in images]})
     made.quantize(calibrated).export_model(output, overwrite=True)
+
+
+def ncnn2int8(model: str, images: np.ndarray, output: str) -> None:
+    """All convolutions and linear layers in int8; int8 between them where no other layer stands, ``Split`` aside."""
+    from edgekit.export.ncnn_model import read_param, read_weights, write_param, write_weights
+
+    source, target = Path(model), Path(output)
+    layers = read_param(source)
+    read_weights(layers, source.with_suffix(".bin"))
+    convolutions = ("Convolution", "ConvolutionDepthWise")
+    quantized = [layer for layer in layers if layer.type in (*convolutions, "InnerProduct")]
+    largest = _largest_of(source, {layer.inputs[0] for layer in quantized}, images[:8])
+    for layer in quantized:
+        groups = layer.integer(7, 1) if layer.type == "ConvolutionDepthWise" else layer.integer(0)
+        rows = layer.arrays[0].reshape(groups, -1)
+        scales = 127 / np.maximum(np.abs(rows).max(1), 1e-12)
+        layer.arrays[0] = np.round(rows * scales[:, None]).astype(np.int8).reshape(-1)
+        layer.arrays += [scales.astype("<f4"), np.array([127 / largest[layer.inputs[0]]], "<f4")]
+        layer.params[8] = "1" if layer.type == "ConvolutionDepthWise" else "2"
+    for layer in quantized:
+        readers = [reader for reader in layers if layer.outputs[0] in reader.inputs]
+        if len(readers) == 1 and readers[0].type == "Split":
+            readers = [reader for reader in layers if set(readers[0].outputs) & set(reader.inputs)]
+        if layer.type in convolutions and readers and all(reader.type in convolutions for reader in readers):
+            layer.params[8] = str(100 + layer.integer(8))
+            layer.arrays.append(np.array([127 / largest[readers[0].inputs[0]]], "<f4"))
+    write_param(layers, target)
+    write_weights(layers, target.with_suffix(".bin"))
+    target.with_suffix(".json").write_bytes(source.with_suffix(".json").read_bytes())
+
+
+def _largest_of(param: Path, blobs: set[str], images: np.ndarray) -> dict[str, float]:
+    """The largest absolute value of each blob over the images."""
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.lightmode = False
+    net.load_param(str(param))
+    net.load_model(str(param.with_suffix(".bin")))
+    found = dict.fromkeys(blobs, 1e-12)
+    for image in images:
+        image = np.ascontiguousarray(image)
+        extractor = net.create_extractor()
+        extractor.input(net.input_names()[0], ncnn.Mat(image))
+        for blob in blobs:
+            found[blob] = max(found[blob], float(np.abs(np.array(extractor.extract(blob)[1])).max()))
+    return found
 
 
 def _signature(model: str) -> tuple[str, str]:

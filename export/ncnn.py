@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 TIMEOUT_S = 1800
 # int8_scale_term of ncnn's layers: 1 has scales for weights and input, 101 also for an int8 output.
 SCALES, SCALES_AND_OUTPUT = 1, 101
+# These can.
+_INTEGER_OUTPUT = ("Convolution", "ConvolutionDepthWise")
 PAD_VALUE = 18
 PNNX_PARAM = "m.pnnx.param"
 
@@ -256,21 +258,35 @@ def _quantize_layers(
 
 
 def _keep_int8_between(layers: list[Layer]) -> None:
-    """Lets a quantized layer hand int8 to the next one where nothing stands between them.
+    """Lets a quantized layer hand int8 to the next ones where at most a ``Split`` stands between them.
 
-    The values are the same as when the next layer quantizes them itself, but nothing passes through float.
+    The values are the same as when the next layers quantize them themselves, but nothing passes through float.
     """
-    readers: dict[str, list[Layer]] = {}
     for layer in layers:
-        for blob in layer.inputs:
-            readers.setdefault(blob, []).append(layer)
-    for layer in layers:
-        if layer.params.get(8) != str(SCALES) or layer.type not in ("Convolution", "ConvolutionDepthWise"):
+        if layer.params.get(8) != str(SCALES) or layer.type not in _INTEGER_OUTPUT:
             continue
-        after = readers.get(layer.outputs[0], [])
-        if len(after) == 1 and after[0].type in ("Convolution", "ConvolutionDepthWise") and 8 in after[0].params:
-            layer.params[8] = str(SCALES_AND_OUTPUT)
-            layer.arrays.append(_input_scale_of(after[0]))
+        after = _readers(layers, layer.outputs[0])
+        if all(reader.type in _INTEGER_OUTPUT and 8 in reader.params for reader in after):
+            factors = {float(_input_scale_of(reader)[0]) for reader in after}
+            if len(factors) == 1:
+                layer.params[8] = str(SCALES_AND_OUTPUT)
+                layer.arrays.append(_input_scale_of(after[0]))
+
+
+def _readers(layers: list[Layer], blob: str) -> list[Layer]:
+    """The layers that read a blob, also through ``Split``: ncnn has a blob for each reader."""
+    found: list[Layer] = []
+    for layer in layers:
+        if blob in layer.inputs:
+            parts = layer.outputs if layer.type == "Split" else ()
+            found += [reader for part in parts for reader in _readers(layers, part)] if parts else [layer]
+    return found
+
+
+def _maker(layers: list[Layer], blob: str) -> Layer:
+    """The layer whose values a blob holds, behind any ``Split``."""
+    layer = next(layer for layer in layers if blob in layer.outputs)
+    return _maker(layers, layer.inputs[0]) if layer.type == "Split" else layer
 
 
 def _pad_before(layers: list[Layer], values: dict[str, float]) -> None:
@@ -282,8 +298,7 @@ def _pad_before(layers: list[Layer], values: dict[str, float]) -> None:
         left, top = layer.integer(4), layer.integer(14, layer.integer(4))
         right, bottom = layer.integer(15, left), layer.integer(16, top)
         (blob,) = layer.inputs
-        maker = next(other for other in layers if blob in other.outputs)
-        quantized_already = maker.params.get(8) == str(SCALES_AND_OUTPUT)
+        quantized_already = _maker(layers, blob).params.get(8) == str(SCALES_AND_OUTPUT)
         value = float(SYMMETRIC_MAX) if quantized_already else values[layer.name]
         params = {0: top, 1: bottom, 2: left, 3: right, 4: 0, 5: value}
         padded = f"{blob}_padded"

@@ -136,6 +136,9 @@ class NcnnSession(Session):
         self._output = next(blob for blob in reversed(self._blobs) if blob not in consumed)
         # int8_scale_term (parameter 8) above 100: the layer hands on int8.
         self._integers = {parts[5] for parts in layers if any(re.fullmatch(r"8=10\d", part) for part in parts)}
+        for parts in layers:
+            if parts[0] == "Split" and parts[4] in self._integers:
+                self._integers.update(parts[5 : 5 + int(parts[3])])
         self._integer_weights = [
             _weights(parts) for parts in layers if _params(parts).get("8", "0") != "0" and _weights(parts)
         ]

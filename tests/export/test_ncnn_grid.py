@@ -37,6 +37,22 @@ class Chain(nn.Module):
         return self.head(F.relu(self.hidden(x.flatten(1))))
 
 
+class Siblings(nn.Module):
+    """A tensor that two integer layers read, one of them padded by a layer before it; and one that a sum reads, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pointwise = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1)
+        self.depthwise, self.after = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(32, networks.CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        left, right = F.relu(self.pointwise(x)), F.relu(self.depthwise(x))
+        left = torch.sigmoid(left) + self.after(left)
+        return self.head(torch.cat([left, right], 1).mean((2, 3)))
+
+
 @pytest.fixture
 def chain(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network, under a name."""
@@ -55,7 +71,24 @@ def test_every_tensor_after_a_relu_is_shifted_and_computed_as_simulated(tmp_path
     assert file.parity["agreement"]["sqnr_db"] > 35
     layers = read_param(file.path)
     assert [layer.type for layer in layers].count("Padding") == 1
+    in_int8 = [layer.params.get(8) for layer in layers if layer.type.startswith("Convolution")]
+    assert in_int8 == ["101", "1", "101", "101", "1", "1"]
     assert {layer.params.get(18) for layer in layers if layer.type == "Convolution" and layer.integer(4)} == {"127.0"}
+
+
+def test_a_tensor_that_several_integer_layers_read_stays_in_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setitem(networks.NETWORKS, "siblings", Siblings)
+    (file,) = export(bundle_of("siblings", "int8"), "ncnn", output=tmp_path)
+    assert file.parity["agreement"]["sqnr_db"] > 35
+    layers = read_param(file.path)
+    split = next(layer for layer in layers if layer.type == "Split")
+    stem, *others = [layer for layer in layers if layer.type.startswith("Convolution")]
+    assert split.inputs == stem.outputs
+    assert (stem.params[8], {layer.params[8] for layer in others}) == ("101", {"1"})
+    assert [layer.params[5] for layer in layers if layer.type == "Padding"] == ["127.0"]
 
 
 @pytest.mark.usefixtures("chain")
