@@ -309,7 +309,8 @@ def dequantize_to_product(model: onnx.ModelProto) -> None:
 def weights_to_few_bits(model: onnx.ModelProto) -> int:
     """Stores int8 weights whose values fit into 4 or 2 bits as such with a cast behind them; returns how many.
 
-    ONNX Runtime folds the cast when it loads the file, so its int8 kernels compute as with the unpacked weights.
+    Four values that are not those of two bits, -3, -1, 1 and 3, are stored as their places in a table. ONNX Runtime folds
+    casts and look-ups when it loads the file, so its int8 kernels compute as with the unpacked weights.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -321,20 +322,29 @@ def weights_to_few_bits(model: onnx.ModelProto) -> int:
         largest = np.abs(values.astype(np.int16)).max(initial=0) if values.dtype == np.int8 else INT4_MAX + 1
         if values.ndim < 2 or largest > INT4_MAX:
             continue
-        bits, kind = (2, TensorProto.INT2) if largest <= 1 else (4, TensorProto.INT4)
+        levels = np.unique(values)
+        bits, kind = (2, TensorProto.INT2) if largest <= 1 or len(levels) <= 4 else (4, TensorProto.INT4)
+        # From 0 to 3 to whoever reads two bits without a sign, from -2 to 1 with it: the same places, counted from the end.
+        stored = np.searchsorted(levels, values) if bits == 2 and largest > 1 else values
         packed = helper.make_tensor(
-            f"{name}_int{bits}", kind, values.shape, pack_bits(values, bits).tobytes(), raw=True
+            f"{name}_int{bits}", kind, values.shape, pack_bits(stored, bits).tobytes(), raw=True
         )
         opset = max(opset, OPSETS[bits])
-        casts.append(helper.make_node("Cast", [packed.name], [name], to=TensorProto.INT8))
         model.graph.initializer.remove(constants[name])
         model.graph.initializer.append(packed)
+        if stored is values:
+            casts.append(helper.make_node("Cast", [packed.name], [name], to=TensorProto.INT8))
+            continue
+        table = np.concatenate([levels, np.repeat(levels[-1:], 4 - len(levels))])
+        model.graph.initializer.append(numpy_helper.from_array(table, f"{name}_levels"))
+        casts.append(helper.make_node("Cast", [packed.name], [f"{name}_places"], to=TensorProto.INT32))
+        casts.append(helper.make_node("Gather", [f"{name}_levels", f"{name}_places"], [name]))
     for cast in reversed(casts):
         model.graph.node.insert(0, cast)
     if casts:
         for used in model.opset_import:
             used.version = max(used.version, opset) if used.domain in ("", "ai.onnx") else used.version
-    return len(casts)
+    return sum(cast.op_type == "Cast" for cast in casts)
 
 
 def weights_to_codes(model: onnx.ModelProto) -> int:

@@ -6,7 +6,9 @@ output channel with a step of its own; folding the batch norm then only multipli
 what is deployed: s' = s |g| / sqrt(v + e), and channels of negative g change their sign.
 
 Weights of one bit are +s and -s, with s learned (Faraone et al., "SYQ: Learning Symmetric Quantization for Efficient Deep
-Neural Networks", CVPR 2018, section 3): one for each output channel, for integer kernels fold no finer scale.
+Neural Networks", CVPR 2018, section 3): one for each output channel, for integer kernels fold no finer scale. Those of two
+bits are +-s and +-3s (Choi et al., "Accurate and Efficient 2-bit Quantized Neural Networks", MLSys 2019, section 3): with a
+zero a symmetric grid would have three levels, and batch norms of negative factor forbid one that is not symmetric.
 """
 
 from __future__ import annotations
@@ -137,6 +139,59 @@ class LearnedSign(LearnedStep):
         return _sign(x)
 
 
+class _LearnedOddFunction(torch.autograd.Function):
+    """As :class:`_LearnedStepFunction`, for odd levels: inside, each stands for the values within one step of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, gradient_scale: float) -> torch.Tensor:
+        spread = _along_channels(scale, x)
+        level = x / spread
+        ctx.save_for_backward(level, scale)
+        ctx.gradient_scale = gradient_scale
+        return _odd(level).mul_(spread)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = gradients
+        level, _ = ctx.saved_tensors
+        inside = aten.hardtanh_backward(gradient, level, -_ODD_END, _ODD_END)
+        slope = _odd(level).mul_(gradient).addcmul_(level, inside, value=-1)
+        return inside, slope.flatten(1).sum(1) * ctx.gradient_scale, None
+
+
+# Of the levels -3, -1, 1 and 3 the outermost stands for values up to here.
+_ODD_END = 4.0
+# The step of least squared error for a normal distribution: half of 0.9957 standard deviations (Max, "Quantizing for Minimum
+# Distortion", IRE Transactions on Information Theory 1960, table II, four levels).
+_ODD_START = 0.4979
+
+
+def _odd(level: torch.Tensor) -> torch.Tensor:
+    """The nearest of -3, -1, 1 and 3; 0 goes to 1."""
+    return level.mul(0.5).floor_().mul_(2).add_(1).clamp_(-3, 3)
+
+
+class LearnedOddStep(LearnedStep):
+    """x' = s q with q in -3, -1, 1, 3, the nearest, and s learned for each output channel.
+
+    Args:
+        weight: The weight, shape (channels, …).
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        spread = weight.flatten(1).std(1, correction=0).clamp_min(_SMALLEST)
+        super().__init__(_ODD_START * spread, -3, 3, weight[0].numel())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The quantized values, float32, of the shape of ``x``."""
+        quantized: torch.Tensor = _LearnedOddFunction.apply(x, self.step(), self.gradient_scale)  # type: ignore[no-untyped-call]
+        return quantized
+
+    def levels(self, x: torch.Tensor) -> torch.Tensor:
+        """The integers."""
+        return _odd(x / _along_channels(self.step(), x))
+
+
 @dataclass
 class Quantizers:
     """Where the learned steps of a training graph are, by the names of their submodules.
@@ -211,6 +266,8 @@ def prepare(
 def _weight_quantizer(weight: torch.Tensor, bits: int) -> LearnedStep:
     if bits == 1:
         return LearnedSign(weight)
+    if bits == 2:
+        return LearnedOddStep(weight)
     return LearnedStep(weight_scales(weight, bits), -weight_max(bits), weight_max(bits), weight[0].numel())
 
 

@@ -28,7 +28,7 @@ class QuantizationAwareTraining(Step):
 
     Attributes:
         weight_bits: Of every weight but the first and last layer's, 1 to 8; with 1 it is a sign and a scale for each output
-            channel (SYQ).
+            channel (SYQ), with 2 one of four levels without a zero (SAWB).
         activation_bits: Of what these layers read, 2 to 8. Below 8 it is a clamp and an int8 grid of few levels: CPUs gain
             no speed from it, and of the formats only ONNX computes it as it was trained.
         edge_bits: Of the first and the last layer, weights and activations.
@@ -47,7 +47,9 @@ class QuantizationAwareTraining(Step):
 
     name: ClassVar[str] = "qat"
     summary: ClassVar[str] = "train on with quantized weights and activations, their steps learned (LSQ)"
-    source: ClassVar[str] = "Esser et al., 'Learned Step Size Quantization', ICLR 2020; 1 bit: SYQ, CVPR 2018"
+    source: ClassVar[str] = (
+        "Esser et al., 'Learned Step Size Quantization', ICLR 2020; 1 bit: SYQ, CVPR 2018; 2 bits: SAWB, MLSys 2019"
+    )
     example: ClassVar[str] = "weight_bits=3,activation_bits=4,epochs=1,images=64"
 
     weight_bits: int = 4

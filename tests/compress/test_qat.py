@@ -12,7 +12,7 @@ import torch
 from edgekit.bundle import Bundle
 from edgekit.compress.pipeline import compress
 from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
-from edgekit.compress.quantize.learned_step import LearnedSign, LearnedStep, convert, prepare
+from edgekit.compress.quantize.learned_step import LearnedOddStep, LearnedSign, LearnedStep, convert, prepare
 from edgekit.compress.quantize.plan import make_plan
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
 from edgekit.compress.step import parse_step
@@ -54,8 +54,33 @@ def test_signs_and_their_scales() -> None:
     assert torch.equal(made.levels(weight), signs)
 
 
+def test_four_levels_without_a_zero() -> None:
+    """The nearest of -3, -1, 1 and 3 steps; equation 3 of LSQ with what is nearest; the best step for a normal distribution."""
+    weight = torch.tensor([[-9.0, -1.3, -0.4, 0.2, 0.9, 2.6, 1.7]], requires_grad=True)
+    made = LearnedOddStep(weight.detach())
+    made.scale.data = torch.tensor([0.5])
+    v = weight.detach().double().numpy() / 0.5
+    nearest = np.array([-3, -1, 1, 3])[np.abs(v[..., None] - [-3, -1, 1, 3]).argmin(-1)]
+    assert np.array_equal(made.levels(weight).detach().numpy(), nearest)
+    factors = torch.arange(1.0, 8.0)
+    quantized_weight = made(weight)
+    np.testing.assert_allclose(quantized_weight.detach().numpy(), 0.5 * nearest)
+    (quantized_weight * factors).sum().backward()
+    inside = np.abs(v) < 4
+    expected = (np.where(inside, nearest - v, nearest) * factors.numpy()).sum() / np.sqrt(7 * 3)
+    assert float(made.scale.grad) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(weight.grad.numpy(), np.where(inside, factors.numpy(), 0.0))
+    normal = torch.randn(1, 100_000, generator=torch.Generator().manual_seed(0))
+    started = LearnedOddStep(normal)
+    errors = {}
+    for times in (0.9, 1.0, 1.1):
+        started.scale.data = LearnedOddStep(normal).scale.data * times
+        errors[times] = float(((started(normal) - normal) ** 2).mean().detach())
+    assert min(errors, key=lambda times: errors[times]) == 1.0
+
+
 @pytest.mark.parametrize("network", networks.NETWORKS)
-@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(4, 8), (4, 4), (1, 8)])
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(4, 8), (4, 4), (2, 8), (1, 8)])
 def test_conversion_gives_the_network_that_was_trained(network: str, weight_bits: int, activation_bits: int) -> None:
     """Batch norms with negative and zero factors included; up to one rounding of the biases."""
     floats = trainable(export_program(networks.make(network), networks.INPUT_SHAPE))
@@ -98,8 +123,11 @@ def test_conversion_gives_the_network_that_was_trained(network: str, weight_bits
                 assert node.args[0].args[1] == step
 
 
-def test_one_bit_weights_are_signs_and_take_two_bits_in_the_file(before: Bundle, data: Dataset, tmp_path: Path) -> None:
-    small = compress(before, "qat:weight_bits=1,epochs=8,learning_rate=0.02", data)
+@pytest.mark.parametrize(("bits", "levels"), [(1, {-1, 1}), (2, {-3, -1, 1, 3})])
+def test_one_and_two_bit_weights_take_two_bits_in_the_file(
+    before: Bundle, data: Dataset, tmp_path: Path, bits: int, levels: set[int]
+) -> None:
+    small = compress(before, f"qat:weight_bits={bits},epochs=8,learning_rate=0.02", data)
     assert small.steps[-1]["report"]["converted_validation_top1"] > 90
     module = small.module()
     weights = [
@@ -108,7 +136,7 @@ def test_one_bit_weights_are_signs_and_take_two_bits_in_the_file(before: Bundle,
         if node.target is quantized.dequantize_per_channel.default
     ]
     for weight in weights[1:-1]:
-        assert set(weight.unique().tolist()) == {-1, 1}
+        assert set(weight.unique().tolist()) == levels
     (file,) = export(small, "onnx", data=data, output=tmp_path)
     model = onnx.load(file.path)
     stored = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT2]
