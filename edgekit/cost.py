@@ -169,7 +169,7 @@ def cost_of(program: ExportedProgram | GraphModule) -> Cost:
             attribute(module, name).numel() for name, is_weight in stored if is_weight and name not in counted
         )
         size = sum(
-            math.ceil(attribute(module, name).nbytes * _packing(node, name))
+            math.ceil(attribute(module, name).nbytes * _packing(module, node, name))
             for name, _ in stored
             if name not in counted
         )
@@ -224,11 +224,18 @@ def _stored(node: Node) -> list[tuple[str, bool]]:
     return found
 
 
-def _packing(node: Node, name: str) -> float:
+# Weights of one and two bits have no greater one.
+_FEW_LEVELS = 3
+
+
+def _packing(module: GraphModule, node: Node, name: str) -> float:
     """What share of its bytes a tensor needs when it is packed: int8 tensors that hold fewer bits need fewer."""
     for source in node.all_input_nodes:
         if source.target is quantized.dequantize_per_channel.default and source.args[0].target == name:
-            return (int(source.args[5]).bit_length() + 1) / 8
+            top = int(source.args[5])
+            # Signs alone, or -3, -1, 1 and 3: the lowest bit is always set.
+            always = top <= _FEW_LEVELS and bool((attribute(module, name) & 1).all())
+            return (top.bit_length() + 1 - always) / 8
         if (sparse := sparse_of(source)) is not None and sparse[0] == name:
             return 1 / 8
         if (coded := codebook_of(source)) is not None and coded[0] == name:

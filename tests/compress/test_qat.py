@@ -16,6 +16,7 @@ from edgekit.compress.quantize.learned_step import LearnedOddStep, LearnedSign, 
 from edgekit.compress.quantize.plan import make_plan
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
 from edgekit.compress.step import parse_step
+from edgekit.cost import cost_of
 from edgekit.data.dataset import Dataset
 from edgekit.errors import UnsupportedOperatorError, UsageError
 from edgekit.evaluation import evaluate, sqnr
@@ -137,6 +138,10 @@ def test_one_and_two_bit_weights_take_two_bits_in_the_file(
     ]
     for weight in weights[1:-1]:
         assert set(weight.unique().tolist()) == levels
+    # Its bits, and a scale and a bias of four bytes for each channel.
+    inner = [layer for layer in cost_of(module).layers if layer.parameters][1:-1]
+    expected = [-(-weight.numel() * bits // 8) + 8 * len(weight) for weight in weights[1:-1]]
+    assert [layer.bytes for layer in inner] == expected
     (file,) = export(small, "onnx", data=data, output=tmp_path)
     model = onnx.load(file.path)
     stored = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT2]
