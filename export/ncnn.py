@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 TIMEOUT_S = 1800
 # int8_scale_term of ncnn's layers: 1 has scales for weights and input, 101 also for an int8 output.
 SCALES, SCALES_AND_OUTPUT = 1, 101
-# These can.
-_INTEGER_OUTPUT = ("Convolution", "ConvolutionDepthWise")
 PAD_VALUE = 18
 PNNX_PARAM = "m.pnnx.param"
 
@@ -73,11 +71,18 @@ class NcnnExporter(Exporter):
         powers_to_products(module)
         if precision == "int8":
             refuse_other_activations(module, "ncnn", self.activations)
-            in_float = [node for node in weight_nodes(module) if _is_grouped(node)]
+            in_float = [node for node in weight_nodes(module) if _groups_of(node) > 1]
             to_symmetric(module, in_float)
+            depthwise = [node for node in in_float if _is_depthwise(node)]
+            if depthwise:
+                notes.append(
+                    f"depthwise convolutions ({len(depthwise)}) compute in float: ncnn's int8 kernels for them take longer than "
+                    "its float ones"
+                )
             notes += [
                 f"{layer_name(node)} computes in float: ncnn has one weight scale for a group of channels"
                 for node in in_float
+                if node not in depthwise
             ]
             notes.append(
                 "ncnn has no zero points: activations keep the bundle's ranges on a symmetric grid, coarser after a ReLU where "
@@ -90,7 +95,7 @@ class NcnnExporter(Exporter):
 
     def write(self, lowered: Lowered, path: Path, metadata: dict[str, Any]) -> list[Path]:
         module = duplicate(lowered.module)
-        padded = move(module, shifted(module)) if lowered.precision == "int8" else {}
+        padded = move(module, shifted(module)) if lowered.precision == "int8" else set()
         scales = _input_scales(module) if lowered.precision == "int8" else {}
         weights = _int8_weights(module) if lowered.precision == "int8" else {}
         if lowered.precision == "int8":
@@ -181,12 +186,12 @@ def _is_known(ncnn: Any, layer_type: str) -> bool:
     return "." not in layer_type and "::" not in layer_type
 
 
-def _is_grouped(node: Node) -> bool:
-    """A convolution in groups that is not depthwise: ncnn's int8 form of it can't hold a scale for each output channel."""
-    if node.target is not aten.conv2d.default or len(node.args) < 7:
-        return False
-    groups = int(node.args[6])  # type: ignore[arg-type]
-    return groups > 1 and not groups == shape_of(node)[1] == shape_of(node.args[0])[1]  # type: ignore[arg-type]
+def _groups_of(node: Node) -> int:
+    return int(node.args[6]) if node.target is aten.conv2d.default and len(node.args) > 6 else 1  # type: ignore[arg-type]
+
+
+def _is_depthwise(node: Node) -> bool:
+    return _groups_of(node) == shape_of(node)[1] == shape_of(node.args[0])[1]  # type: ignore[arg-type]
 
 
 def _input_scales(module: GraphModule) -> dict[str, float]:
@@ -221,14 +226,13 @@ def _quantize_layers(
     module: GraphModule,
     weights: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     scales: dict[str, float],
-    padded: dict[str, float],
+    padded: set[str],
 ) -> None:
     """Puts int8 weights and scales into the layers that pnnx made in float; the weights tell which is which."""
     names = {node.name: layer_name(node) for node in module.graph.nodes if node.op == "call_function"}
     assigned: dict[str, str] = {}
-    before: dict[str, float] = {}
     for layer in layers:
-        if layer.type not in ("Convolution", "ConvolutionDepthWise", "InnerProduct"):
+        if layer.type not in ("Convolution", "InnerProduct"):
             continue
         for name, (values, weight_scale, floats) in weights.items():
             if name in assigned or name not in scales or floats.size != layer.arrays[0].size:
@@ -237,11 +241,9 @@ def _quantize_layers(
                 continue
             assigned[name] = layer.name
             layer.params[8] = str(SCALES)
-            if name in padded and layer.type == "Convolution":
+            if name in padded:
                 # It pads what it has quantized.
                 layer.params[PAD_VALUE] = f"{SYMMETRIC_MAX}.0"
-            elif name in padded and layer.type == "ConvolutionDepthWise":
-                before[layer.name] = padded[name]
             # ncnn multiplies to quantize, so it stores 1 / step.
             layer.arrays[0] = values.reshape(-1)
             layer.arrays.append((1.0 / weight_scale.astype(np.float64)).astype("<f4"))
@@ -254,7 +256,6 @@ def _quantize_layers(
             "Please report this network; its float32 export is not affected.",
         )
     _keep_int8_between(layers)
-    _pad_before(layers, before)
 
 
 def _keep_int8_between(layers: list[Layer]) -> None:
@@ -263,10 +264,10 @@ def _keep_int8_between(layers: list[Layer]) -> None:
     The values are the same as when the next layers quantize them themselves, but nothing passes through float.
     """
     for layer in layers:
-        if layer.params.get(8) != str(SCALES) or layer.type not in _INTEGER_OUTPUT:
+        if layer.type != "Convolution" or 8 not in layer.params:
             continue
         after = _readers(layers, layer.outputs[0])
-        if all(reader.type in _INTEGER_OUTPUT and 8 in reader.params for reader in after):
+        if all(reader.type == "Convolution" and 8 in reader.params for reader in after):
             factors = {float(_input_scale_of(reader)[0]) for reader in after}
             if len(factors) == 1:
                 layer.params[8] = str(SCALES_AND_OUTPUT)
@@ -281,32 +282,6 @@ def _readers(layers: list[Layer], blob: str) -> list[Layer]:
             parts = layer.outputs if layer.type == "Split" else ()
             found += [reader for part in parts for reader in _readers(layers, part)] if parts else [layer]
     return found
-
-
-def _maker(layers: list[Layer], blob: str) -> Layer:
-    """The layer whose values a blob holds, behind any ``Split``."""
-    layer = next(layer for layer in layers if blob in layer.outputs)
-    return _maker(layers, layer.inputs[0]) if layer.type == "Split" else layer
-
-
-def _pad_before(layers: list[Layer], values: dict[str, float]) -> None:
-    """Gives depthwise layers, by name, a padding layer with these values: by themselves they pad int8 with 0 on x86.
-
-    It takes no longer: a layer that pads makes the same copy.
-    """
-    for layer in [layer for layer in layers if layer.name in values]:
-        left, top = layer.integer(4), layer.integer(14, layer.integer(4))
-        right, bottom = layer.integer(15, left), layer.integer(16, top)
-        (blob,) = layer.inputs
-        quantized_already = _maker(layers, blob).params.get(8) == str(SCALES_AND_OUTPUT)
-        value = float(SYMMETRIC_MAX) if quantized_already else values[layer.name]
-        params = {0: top, 1: bottom, 2: left, 3: right, 4: 0, 5: value}
-        padded = f"{blob}_padded"
-        shown = {key: str(item) for key, item in params.items()}
-        layers.insert(layers.index(layer), Layer("Padding", f"{layer.name}_padding", [blob], [padded], shown))
-        layer.inputs = [padded]
-        for key in (4, 14, 15, 16):
-            layer.params[key] = "0"
 
 
 def _input_scale_of(layer: Layer) -> np.ndarray:

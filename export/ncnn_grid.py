@@ -121,7 +121,7 @@ def shown(module: GraphModule, groups: list[Shifted]) -> dict[str, tuple[int, fl
     return found
 
 
-def move(module: GraphModule, groups: list[Shifted]) -> dict[str, float]:
+def move(module: GraphModule, groups: list[Shifted]) -> set[str]:
     """Writes the shifts into weights, biases and activations, in place, for the groups found in the module.
 
     Args:
@@ -129,9 +129,9 @@ def move(module: GraphModule, groups: list[Shifted]) -> dict[str, float]:
         groups: What :func:`shifted` gave for it.
 
     Returns:
-        The layers whose padding must be c, 127 when quantized, with it.
+        The layers whose padding must be c, 127 when quantized.
     """
-    padded: dict[str, float] = {}
+    padded: set[str] = set()
     layers = weight_nodes(module)
     for group in groups:
         c, sign = group.offset, group.sign
@@ -152,7 +152,7 @@ def move(module: GraphModule, groups: list[Shifted]) -> dict[str, float]:
                 bias, sums = _bias_and_sums(module, reader)
                 _put(module, reader, bias + c * sums, sign)
                 if group.negated:
-                    padded[reader.name] = c
+                    padded.add(reader.name)
         for node in group.reductions:
             with module.graph.inserting_after(node):
                 negative = module.graph.call_function(aten.mul.Tensor, (node, float(sign)))

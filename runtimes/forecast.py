@@ -130,7 +130,7 @@ def _x86_ncnn(flags: set[str], depthwise: float, macs: int) -> Forecast:
     if not flags & {"avx512_vnni", "avx_vnni"}:
         return Forecast("ncnn", "unknown", "not measured without VNNI")
     if depthwise > _MUCH_DEPTHWISE:
-        return Forecast("ncnn", "little", f"{100 * depthwise:.0f} % of the MACs are depthwise: no gain there")
+        return Forecast("ncnn", "little", f"{100 * depthwise:.0f} % of the MACs are depthwise and stay in float")
     if macs >= _MANY_MACS:
         return Forecast("ncnn", "faster", "the convolutions outweigh what is converted to float between them")
     return Forecast("ncnn", "little", "all but convolutions computes in float, converted each time")

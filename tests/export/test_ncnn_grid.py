@@ -38,17 +38,17 @@ class Chain(nn.Module):
 
 
 class Siblings(nn.Module):
-    """A tensor that two integer layers read, one of them padded by a layer before it; and one that a sum reads, too."""
+    """A tensor that two integer layers read, and one that a sigmoid reads, too."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.pointwise = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1)
-        self.depthwise, self.after = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 1)
+        self.padded, self.after = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
         self.head = nn.Linear(32, networks.CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.stem(x))
-        left, right = F.relu(self.pointwise(x)), F.relu(self.depthwise(x))
+        left, right = F.relu(self.pointwise(x)), F.relu(self.padded(x))
         left = torch.sigmoid(left) + self.after(left)
         return self.head(torch.cat([left, right], 1).mean((2, 3)))
 
@@ -65,14 +65,14 @@ def test_every_tensor_after_a_relu_is_shifted_and_computed_as_simulated(tmp_path
     bundle = bundle_of("chain", "int8")
     groups = shifted(NcnnExporter().lower(bundle, "int8").module)
     kinds = [(len(group.relus), group.negated) for group in groups]
-    assert kinds == [(1, True), (1, False), (1, True), (1, True), (2, True), (1, True)]
+    # What the depthwise layer reads is not quantized: it computes in float.
+    assert kinds == [(1, True), (1, False), (1, True), (2, True), (1, True)]
     (file,) = export(bundle, "ncnn", output=tmp_path)
-    # All layers are exact but the depthwise one, whose kernel in ncnn (20261020) is inexact in a tenth of its results.
-    assert file.parity["agreement"]["sqnr_db"] > 35
+    assert file.parity["agreement"]["sqnr_db"] > 50
+    assert any(note.startswith("depthwise convolutions (1) compute in float") for note in file.parity["lowering"])
     layers = read_param(file.path)
-    assert [layer.type for layer in layers].count("Padding") == 1
-    in_int8 = [layer.params.get(8) for layer in layers if layer.type.startswith("Convolution")]
-    assert in_int8 == ["101", "1", "101", "101", "1", "1"]
+    in_int8 = {layer.name: layer.params.get(8) for layer in layers if layer.type.startswith("Convolution")}
+    assert list(in_int8.values()) == ["101", "1", "1", None, "1", "1"]
     assert {layer.params.get(18) for layer in layers if layer.type == "Convolution" and layer.integer(4)} == {"127.0"}
 
 
@@ -82,13 +82,13 @@ def test_a_tensor_that_several_integer_layers_read_stays_in_int8(
     torch.manual_seed(0)
     monkeypatch.setitem(networks.NETWORKS, "siblings", Siblings)
     (file,) = export(bundle_of("siblings", "int8"), "ncnn", output=tmp_path)
-    assert file.parity["agreement"]["sqnr_db"] > 35
+    assert file.parity["agreement"]["sqnr_db"] > 50
     layers = read_param(file.path)
     split = next(layer for layer in layers if layer.type == "Split")
     stem, *others = [layer for layer in layers if layer.type.startswith("Convolution")]
     assert split.inputs == stem.outputs
     assert (stem.params[8], {layer.params[8] for layer in others}) == ("101", {"1"})
-    assert [layer.params[5] for layer in layers if layer.type == "Padding"] == ["127.0"]
+    assert others[1].params[18] == "127.0"
 
 
 @pytest.mark.usefixtures("chain")
