@@ -13,7 +13,11 @@ from edgekit.compress.quantize.calibration.observer import Observer, observer_cl
 from edgekit.compress.quantize.plan import Plan
 from edgekit.compress.quantize.scheme import AffineParameters, affine_parameters
 from edgekit.errors import StepError
-from edgekit.program import layer_name
+from edgekit.program import aten, layer_name
+
+# Activations that can be computed where the layer before them has written its result, and layers that write a new one.
+_IN_PLACE = {aten.relu.default: aten.relu_.default, aten.hardtanh.default: aten.hardtanh_.default}
+_WRITES_ANEW = (aten.conv2d.default, aten.linear.default, aten.add.Tensor)
 
 
 def observe_ranges(
@@ -41,7 +45,11 @@ def observe_ranges(
 
     class Watcher(torch.fx.Interpreter):
         def run_node(self, n: Node) -> Any:
-            result = super().run_node(n)
+            if n.target in _IN_PLACE and _is_free(n.args[0], watched):
+                arguments, named = self.fetch_args_kwargs_from_env(n)
+                result = _IN_PLACE[n.target](*arguments, **named)
+            else:
+                result = super().run_node(n)
             if n in watched:
                 # In the order that it lies in memory: reductions over anything else are slow.
                 values = result if result.is_contiguous() else result.movedim(1, -1)
@@ -61,6 +69,11 @@ def observe_ranges(
             # Convolutions of small batches are faster so.
             watcher.run(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
     return {leader: observer.range() for leader, observer in observers.items()}
+
+
+def _is_free(node: Any, watched: set[Node]) -> bool:
+    """Whether nothing else will look at a result: a pass over memory less where an activation overwrites it."""
+    return node.target in _WRITES_ANEW and len(node.users) == 1 and node not in watched
 
 
 def parameters_of(
