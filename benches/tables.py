@@ -139,7 +139,8 @@ def int8_speed() -> list[str]:
     lines = [
         f"**Int8 latency**, ms ({first['target']['cpu']}, one thread, {first['rounds']} interleaved rounds; × is time against "
         "the same runtime's float32; MobileNet V2 and ResNet-50 have random weights, and the int8 files here are timed without "
-        "a proof), `python benches/int8_speed.py`:",
+        "a proof; ncnn's own tools are in no package registry, so its row is the file that their source writes), `python "
+        "benches/int8_speed.py`:",
         "",
         f"| file | {' | '.join(found)} |",
         "|---|" + "---|" * len(found),
@@ -153,14 +154,14 @@ def int8_speed() -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "Making the int8 model with 300 images, seconds and peak MiB of the process:",
+        "Making the int8 model with 300 images, seconds (the middle one of three, in turns) and peak MiB of the process:",
         "",
         f"| tool | {' | '.join(found)} |",
         "|---|" + "---|" * len(found),
     ]
     for tool in dict.fromkeys(tool for row in found.values() for tool in row["making"]):
         made = [row["making"].get(tool, {}) for row in found.values()]
-        cells = [f"{m['seconds']:.0f} s, {m['peak_mib']:.0f}" if "seconds" in m else "failed" for m in made]
+        cells = [f"{m['seconds']:.1f} s, {m['peak_mib']:.0f}" if "seconds" in m else "failed" for m in made]
         lines.append(f"| {tool} | {' | '.join(cells)} |")
     return lines
 

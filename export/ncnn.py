@@ -75,9 +75,7 @@ class NcnnExporter(Exporter):
             to_symmetric(module, in_float)
             depthwise = [node for node in in_float if _is_depthwise(node)]
             if depthwise:
-                notes.append(
-                    "every depthwise convolution computes in float: ncnn's int8 kernels for them take longer"
-                )
+                notes.append("every depthwise convolution computes in float: ncnn's int8 kernels for them take longer")
             notes += [
                 f"{layer_name(node)} computes in float: ncnn has one weight scale for a group of channels"
                 for node in in_float

@@ -146,6 +146,7 @@ def test_one_and_two_bit_weights_take_two_bits_in_the_file(
     model = onnx.load(file.path)
     stored = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT2]
     assert [len(tensor.raw_data) for tensor in stored] == [-(-weight.numel() // 4) for weight in weights[1:-1]]
+    assert file.parity["int8_macs_share"] == 1
 
 
 def test_training_recovers_what_rounding_loses(before: Bundle, data: Dataset) -> None:
