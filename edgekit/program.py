@@ -107,9 +107,14 @@ def trainable(program: ExportedProgram) -> GraphModule:
     Use :func:`set_training` to switch; ``train()`` and ``eval()`` of exported graphs are not supported by torch.
     """
     with quiet():
-        exported = copy.deepcopy(program.module(check_guards=False))
+        # Its graph is a copy already; what the graph reads is the program's own.
+        exported = program.module(check_guards=False)
     # A plain GraphModule over the same attributes: torch's own overrides train() and eval() to raise.
     module = GraphModule(exported, exported.graph)
+    copied: dict[int, Any] = {}
+    for tensors in (module.named_parameters, module.named_buffers):
+        for name, tensor in list(tensors(remove_duplicate=False)):
+            set_attribute(module, name, copy.deepcopy(tensor, copied))
     module.meta.update(getattr(exported, "meta", {}))
     for name in ("_in_spec", "_out_spec"):
         setattr(module, name, getattr(exported, name, None))

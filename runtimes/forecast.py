@@ -18,8 +18,8 @@ Verdict = Literal["faster", "little", "slower", "unknown"]
 
 # Above this share of the MACs in depthwise layers, their kernels decide.
 _MUCH_DEPTHWISE = 0.03
-# ncnn converts what stands between convolutions: ResNet-20 (0.04 GMACs) takes 0.97 of its float time, SqueezeNet (0.4) 0.73,
-# ResNet-50 (4) 0.48. Where between the last two it begins to pay was not measured.
+# ncnn converts what stands between convolutions: ResNet-20 (0.04 GMACs) takes 0.97 of its float time, SqueezeNet (0.4) 0.75,
+# ResNet-50 (4) 0.59. Where between the last two it begins to pay was not measured.
 _MANY_MACS = 1_000_000_000
 
 
