@@ -18,13 +18,11 @@ from torch.fx import GraphModule, Node
 
 from edgekit.bundle import Bundle
 from edgekit.compress.prune.sparse import expand_sparse
-from edgekit.compress.quantize.adaround import layer_parts
+from edgekit.compress.quantize.adaround import adaround
 from edgekit.compress.quantize.allocation import choose_bits
 from edgekit.compress.quantize.bias import round_biases
-from edgekit.compress.quantize.brecq import block_parts
 from edgekit.compress.quantize.calibration.observe import observe_ranges, parameters_of
 from edgekit.compress.quantize.plan import Plan, insert, make_plan
-from edgekit.compress.quantize.rounding import can_learn, learn_rounding
 from edgekit.compress.quantize.scheme import FLOAT_BITS, AffineParameters
 from edgekit.compress.quantize.sensitivity import SUSPECT_DB, alone
 from edgekit.compress.quantize.side_by_side import LayerNoise, compare
@@ -192,12 +190,9 @@ class Session:
         insert(module, plan, parameters, choice.bits, per_channel=settings.granularity == "per-channel")
         names = [node.name for node in plan.compute]
         report: dict[str, Any] = {}
-        if settings.rounding != "nearest":
-            floating = {node.name: node for node in self.floats.graph.nodes}
-            layers = [floating[node.name] for node in plan.compute if can_learn(module, node)]
-            parts = layer_parts(layers) if settings.rounding == "adaround" else block_parts(self.floats, layers)
-            report["rounding"] = learn_rounding(
-                module, self.floats, parts, self._rounding_images(), iterations=settings.iterations,
+        if settings.rounding == "adaround":
+            report["rounding"] = adaround(
+                module, self.floats, names, self._rounding_images(), iterations=settings.iterations,
                 seed=self.context.seed, checkpoints=self._checkpoints(choice), progress=self.context.progress,
             )  # fmt: skip
         round_biases(module)
@@ -224,7 +219,7 @@ class Session:
         if self.context.checkpoints is None:
             return None
         state = json.dumps([sorted(choice.keep_float), sorted(choice.bits.items())])
-        return self.context.checkpoints / f"rounding-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
+        return self.context.checkpoints / f"adaround-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
 
 
 def _suspicion(row: LayerNoise, bits: int) -> str | None:

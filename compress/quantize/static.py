@@ -26,9 +26,8 @@ class Quantize(Step):
             alone are quantized, the file is smaller and no faster.
         symmetric: Activations without a zero point.
         calibration: How the range of an activation is found from what was seen.
-        rounding: Weights to the nearest integer, or up or down as keeps the output of the layer (AdaRound) or of the block
-            that it lies in (BRECQ).
-        iterations: Steps in which the rounding of each layer or block is learned.
+        rounding: Weights to the nearest integer, or up or down as keeps the layer's output (AdaRound).
+        iterations: Steps in which AdaRound learns the rounding of each layer.
         bias_correction: Give back through the biases what rounding shifts in each layer's mean output.
         images: How many training images to calibrate on.
         batch_size: How many of them at a time at most; fewer where activations are large. Memory depends on this alone.
@@ -40,9 +39,7 @@ class Quantize(Step):
 
     name: ClassVar[str] = "quantize"
     summary: ClassVar[str] = "static integer weights and activations, calibrated on training images"
-    source: ClassVar[str] = (
-        "Jacob et al., CVPR 2018; TFLite 8-bit quantization specification; AdaRound: ICML 2020; BRECQ: ICLR 2021"
-    )
+    source: ClassVar[str] = "Jacob et al., CVPR 2018; TFLite 8-bit quantization specification; AdaRound: ICML 2020"
     example: ClassVar[str] = "images=64"
 
     weight_bits: int = 8
@@ -53,7 +50,7 @@ class Quantize(Step):
     activation_bits: int = 8
     symmetric: bool = False
     calibration: Literal["min-max", "moving-average", "percentile", "mse", "entropy"] = "min-max"
-    rounding: Literal["nearest", "adaround", "brecq"] = "nearest"
+    rounding: Literal["nearest", "adaround"] = "nearest"
     iterations: int = 1000
     bias_correction: bool = True
     images: int = 512
