@@ -6,6 +6,7 @@ One line for each bench in the README, all tables in docs/results.md.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -187,15 +188,17 @@ def trained() -> list[str]:
     found = result("qat")
     lines = [
         f"**Quantization-aware training** (ResNet-20, float {found['float_top1']:.2f} %; few epochs, as two cores allow), "
-        "`python benches/qat.py --bits 4 --bits 3 --bits 2` (two epochs for 2 bits; `--distill 0.5`):",
+        "`python benches/qat.py --bits 4` with the settings that each step tells (`--epochs`, `--learning-rate`, `--distill`, "
+        "`--weight-decay`); minutes are those of the epoch in the middle times their number, on one or two cores:",
         "",
-        "| step | points lost | validation top-1 by epoch | as converted |",
-        "|---|---|---|---|",
+        "| step | points lost | validation top-1 by epoch | as converted | minutes |",
+        "|---|---|---|---|---|",
     ]
     for row in found["rows"].values():
         curve = ", ".join(f"{epoch['validation_top1']:.2f}" for epoch in row["history"])
         lost = f"{points(row['drop'])} ± {row['standard_error']:.2f}"
-        lines.append(f"| `{row['step']}` | {lost} | {curve} | {row['converted_validation_top1']:.2f} |")
+        minutes = statistics.median(epoch["seconds"] for epoch in row["history"]) * len(row["history"]) / 60
+        lines.append(f"| `{row['step']}` | {lost} | {curve} | {row['converted_validation_top1']:.2f} | {minutes:.0f} |")
     return lines
 
 
