@@ -7,7 +7,7 @@ what is deployed: s' = s |g| / sqrt(v + e), and channels of negative g change th
 
 Weights of one bit are +s and -s, with s learned (Faraone et al., "SYQ: Learning Symmetric Quantization for Efficient Deep
 Neural Networks", CVPR 2018, section 3): one for each output channel, for integer kernels fold no finer scale. Those of two
-bits are +-s and +-3s (Choi et al., "Accurate and Efficient 2-bit Quantized Neural Networks", MLSys 2019, section 3): with a
+bits are +-s and +-3s (Choi et al., "Accurate and Efficient 2-bit Quantized Neural Networks", MLSys 2019): with a
 zero a symmetric grid would have three levels, and batch norms of negative factor forbid one that is not symmetric.
 """
 
