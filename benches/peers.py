@@ -5,9 +5,10 @@
 TOOL is ``edgekit`` (from a bundle folder to a bundle folder), ``onnxruntime`` (quantize_static, per channel), ``nncf``,
 ``nncf-mixed`` (preset MIXED, per-tensor activations: what its speed asks for on CPUs), ``ai-edge-quantizer``, or
 ``ncnn2int8``. NNCF wants an environment of its own, ``python -m venv peers && peers/bin/pip install nncf==3.4.0 onnx
-onnxruntime torch==2.13.0``, and this file run by its Python. ncnn's own tools are in no package registry: ``ncnn2int8`` here
-writes the file that its source (tools/quantize/ncnn2int8.cpp, 2026) writes, layer by layer, for times alone; the scales come
-of the largest values, where its table would have those of the least divergence: other numbers in the same kernels.
+onnxruntime torch==2.13.0``, and this file run by its Python. ncnn's own tools come neither with its wheel nor
+from Debian: ``ncnn2int8`` here rebuilds, after their source (tools/quantize/ncnn2int8.cpp, 2026), which layers are int8 and
+hand int8 on, for times alone. It is not their file: scales come of the largest values, not of the least divergence, and what
+stays in float is float32, not float16.
 The archive holds ``x``: float32, (n, C, H, W) for ONNX and (n, H, W, C) for TFLite. Prints JSON: seconds and peak memory.
 """
 

@@ -140,7 +140,8 @@ def int8_speed() -> list[str]:
     lines = [
         f"**Int8 latency**, ms ({first['target']['cpu']}, one thread, {first['rounds']} interleaved rounds; × is time against "
         "the same runtime's float32; MobileNet V2 and ResNet-50 have random weights, and the int8 files here are timed without "
-        "a proof; ncnn's own tools are in no package registry, so its row is the file that their source writes), `python "
+        "a proof; ncnn's own tools come neither with its wheel nor from Debian: the row is a file rebuilt after their source, "
+        "not theirs; ResNet-50 was measured earlier than the others), `python "
         "benches/int8_speed.py`:",
         "",
         f"| file | {' | '.join(found)} |",
