@@ -1,7 +1,7 @@
 """Quantization-aware training of ResNet-20 on CIFAR-10: accuracy against training time, and as deployed.
 
     python benches/qat.py [--shared ../shared/data] [--work runs/qat] [--bits 4 --bits 3 --bits 2] [--epochs 6]
-        [--distill 0.5] [--weight-decay 2.5e-5]
+        [--distill 0.5] [--weight-decay 2.5e-5] [--precision bfloat16]
 
 Weights and activations of so many bits, the first and the last layer 8. Killed, the same command goes on. Selection is on the
 validation images, figures on the 5 000 test copies, paired with the float network's. Few epochs are what two cores manage;
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--distill", type=float, default=0.0)
     parser.add_argument("--weight-decay", type=float, default=1e-4)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
     original, data = networks.cifar_resnet(arguments.shared)
     reference = evaluate(original.module(), data.test, original.preprocessing)
@@ -49,6 +50,8 @@ def main() -> None:
         name = f"w{bits}a{bits}"
         if arguments.weight_decay != parser.get_default("weight_decay"):
             step = f"{step},weight_decay={arguments.weight_decay:g}"
+        if arguments.precision != "float32":
+            step = f"{step},precision={arguments.precision}"
         if arguments.distill:
             step, name = f"{step},distill={arguments.distill:g}", f"{name} distilled"
         small = edgekit.compress(original, step, data, output=arguments.work / name.replace(" ", "-"), progress=log)

@@ -1,10 +1,13 @@
-"""The package list is explicit, so it is held against the folders."""
+"""The package list is explicit, so it is held against the folders; and what decides skips no test."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
+
+import pytest
 
 from edgekit.runtimes.targets.kit import worker_files
 from tests.conftest import REPOSITORY
@@ -59,3 +62,18 @@ def test_the_worker_runs_from_a_bare_copy_of_its_folder(tmp_path) -> None:  # ty
     answer = json.loads(done.stdout)
     assert answer["error"] == "failed"
     assert "none.param" in answer["message"]
+
+
+@pytest.mark.parametrize(("settings", "code"), [({}, 0), ({"EDGEKIT_NO_SKIPS": "1"}, 1)])
+def test_a_skip_fails_where_none_is_wanted(settings: dict[str, str], code: int) -> None:
+    """With the tests that real data is missing for, by fixture, and the run that decides, which asks for it."""
+    assert "export EDGEKIT_NO_SKIPS=1\n" in (REPOSITORY / ".ci" / "run").read_text()
+    inherited = {name: value for name, value in os.environ.items() if name not in ("EDGEKIT_NO_SKIPS", "PYTEST_ADDOPTS")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_realdata.py", "-k", "cifar10_splits"],
+        cwd=REPOSITORY, env={**inherited, **settings, "EDGEKIT_REALDATA": "nowhere"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout
+    assert ("1 skipped" if code == 0 else "1 error") in done.stdout
+    assert "real data not found at nowhere" in done.stdout

@@ -40,6 +40,7 @@ class QuantizationAwareTraining(Step):
         distill: Share of the float network's soft targets in the loss, 0 to 1, the rest being cross-entropy; or the settings
             of the step ``distill``: ``distill=[teacher=big,method=decoupled]``.
         augmentation: ``auto`` is what the data set asks for.
+        precision: Arithmetic of the training; weights, steps and what is deployed stay float32.
         keep: Hand back the epoch that is best on the validation split, or the last.
         images: Training images to calibrate the first int8 ranges on.
         keep_float: Name patterns of layers that stay in float.
@@ -62,6 +63,7 @@ class QuantizationAwareTraining(Step):
     weight_decay: float = 1e-4
     distill: Distillation | float = 0.0
     augmentation: Literal["auto", "none", "crop", "crop+flip"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
     keep: Literal["best", "last"] = "best"
     images: int = 256
     keep_float: tuple[str, ...] = ()
@@ -100,7 +102,8 @@ class QuantizationAwareTraining(Step):
         found = prepare(module, plan, parameters, widths["weights"], widths["activations"], images)
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate, schedule=self.schedule,
-            weight_decay=self.weight_decay, augmentation=self.augmentation, keep=self.keep, seed=context.seed,
+            weight_decay=self.weight_decay, augmentation=self.augmentation, precision=self.precision,
+            keep=self.keep, seed=context.seed,
         )  # fmt: skip
         loss = distillation_loss(self.distill, module, bundle, seed=context.seed)
         result = train(
