@@ -68,7 +68,9 @@ def test_the_worker_runs_from_a_bare_copy_of_its_folder(tmp_path) -> None:  # ty
 def test_a_skip_fails_where_none_is_wanted(settings: dict[str, str], code: int) -> None:
     """With the tests that real data is missing for, by fixture, and the run that decides, which asks for it."""
     assert "export EDGEKIT_NO_SKIPS=1\n" in (REPOSITORY / ".ci" / "run").read_text()
-    inherited = {name: value for name, value in os.environ.items() if name not in ("EDGEKIT_NO_SKIPS", "PYTEST_ADDOPTS")}
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("EDGEKIT_NO_SKIPS", "PYTEST_ADDOPTS")
+    }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_realdata.py", "-k", "cifar10_splits"],
         cwd=REPOSITORY, env={**inherited, **settings, "EDGEKIT_REALDATA": "nowhere"},

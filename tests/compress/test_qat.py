@@ -149,9 +149,11 @@ def test_one_and_two_bit_weights_take_two_bits_in_the_file(
     assert file.parity["int8_macs_share"] == 1
 
 
-def test_training_recovers_what_rounding_loses(before: Bundle, data: Dataset) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_recovers_what_rounding_loses(before: Bundle, data: Dataset, precision: str) -> None:
     rounded = compress(before, "quantize:weight_bits=2", data)
-    trained = compress(before, "qat:weight_bits=2,activation_bits=4,epochs=8,learning_rate=0.02", data)
+    step = f"qat:weight_bits=2,activation_bits=4,epochs=8,learning_rate=0.02,precision={precision}"
+    trained = compress(before, step, data)
     report = trained.steps[-1]["report"]
     top1 = [evaluate(b.module(), data.validation, b.preprocessing).top1 for b in (rounded, trained)]
     assert top1[1] > top1[0] + 5

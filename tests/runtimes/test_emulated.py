@@ -12,12 +12,17 @@ import pytest
 from edgekit.benchmark import bench
 from edgekit.compress.pipeline import compress
 from edgekit.errors import UsageError
+from edgekit.export.exporter import EXPORTERS
+from edgekit.export.ncnn_model import read_param
 from edgekit.export.run import export
 from edgekit.runtimes.measure import Cell, Plan, measure
+from edgekit.runtimes.runtime import Options, runtime_of_file
 from edgekit.runtimes.targets import emulated_root, instructions
 from edgekit.runtimes.targets.link import COUNTS, MARK
 from edgekit.runtimes.targets.target import Target, target_for
 from edgekit.sources.load import load
+from edgekit.testing import networks
+from edgekit.testing.exporters import bundle_of
 from edgekit.testing.targets import TargetConformance
 
 pytestmark = [pytest.mark.targets, pytest.mark.usefixtures("emulated_root")]
@@ -98,6 +103,31 @@ def test_outputs_are_those_of_this_machine_and_bench_shows_no_time(files: dict[s
     np.testing.assert_allclose(whole.accuracy.logits, here.accuracy.logits, atol=1e-4)
     step = np.unique(np.diff(np.unique(int8_here.accuracy.logits))).min()
     assert np.abs(int8.accuracy.logits - int8_here.accuracy.logits).max() <= 2 * step
+
+
+@pytest.mark.parametrize("network", ["depthwise", "inception", "residual"])
+def test_int8_files_compute_there_what_they_compute_here(network: str, tmp_path: Path) -> None:
+    """ncnn's depthwise layers in float and its int8 tensors with several readers (Split) among them."""
+    x = networks.images(8).numpy()
+    files = {
+        file.path.suffix: file.path for file in export(bundle_of(network, "int8"), list(EXPORTERS), output=tmp_path)
+    }
+    assert set(files) == {".onnx", ".tflite", ".param"}
+    layers = [layer.type for layer in read_param(files[".param"])]
+    assert {"depthwise": "ConvolutionDepthWise", "inception": "Split", "residual": "Split"}[network] in layers
+    for path in files.values():
+        found = {}
+        for place in ("local", "emulated:cortex-a53", "emulated:cortex-a76"):
+            with target_for(place) as target, target.worker() as worker:
+                worker.open(path, runtime_of_file(str(path)), Options())
+                found[place] = np.concatenate([worker.run(image[None])[0] for image in x])
+        here = found.pop("local")
+        # Float layers add in another order: a logit may round to the next level of its grid.
+        step = np.diff(np.unique(here)).min()
+        assert len(np.unique(here)) > 20
+        for there in found.values():
+            assert np.abs(there - here).max() <= 1.01 * step
+            assert (there != here).mean() < 0.1
 
 
 def test_threads_and_torch_are_refused(tmp_path: Path) -> None:
