@@ -1,10 +1,10 @@
-"""What a cut to half of the MACs buys on the clock: grids of 1 and 16 channels, and the one that the stopwatch finds.
+"""What fewer MACs buy on the clock: grids of 1 and 16 channels, and the one that the stopwatch finds.
 
-    python benches/pruned_speed.py [--shared ../shared/data] [--work runs/pruned-speed] [--rounds 5] [--network resnet56 …]
+    python benches/pruned_speed.py [--shared ../shared/data] [--work runs/pruned-speed] [--rounds 5] [--case resnet56,2.1 …]
 
-ResNet-56 for CIFAR-10 and MobileNetV2 at 224 (random weights: time depends on shapes). For each runtime, the grid that
-``align`` finds there is measured once more beside the others and the original, with one and two threads, interleaved.
-Results go to benches/results/pruned_speed.json.
+ResNet-56 for CIFAR-10 with 2.1, 2.5 and 3.3 times fewer MACs and MobileNetV2 at 224 with half of them (random weights: time
+depends on shapes). For each runtime, the grid that ``align`` finds there is measured once more beside the others and the
+original, with one and two threads, interleaved. Results go to benches/results/pruned_speed.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgekit.runtimes.measure import Plan
 
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "tflite", "ncnn": "ncnn"}
 RESULT = Path(__file__).parent / "results" / "pruned_speed.json"
-MACS = 0.5
+CASES = ("resnet56,2.1", "resnet56,2.5", "resnet56,3.3", "mobilenet-v2,2")
 
 
 def main() -> None:
@@ -37,23 +37,27 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("runs/pruned-speed"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--network", action="append", choices=["resnet56", "mobilenet-v2"])
+    parser.add_argument("--case", action="append", choices=CASES, metavar="NETWORK,TIMES_FEWER")
     arguments = parser.parse_args()
-    found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {"networks": {}}
-    for name in arguments.network or ("resnet56", "mobilenet-v2"):
+    found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {"cases": {}}
+    for case in arguments.case or CASES:
+        name, fewer = case.split(",")
         original = networks.cifar_resnet(arguments.shared, 56)[0] if name == "resnet56" else edgekit.load(f"zoo:{name}")
-        found["networks"][name] = _network(original, arguments.work / name, arguments.rounds)
+        work = arguments.work / case.replace(",", "-")
+        found["cases"][case] = {"network": name, "fewer": float(fewer)} | _case(
+            original, 1 / float(fewer), work, arguments.rounds
+        )
         write_json(RESULT, {**found, "rounds": arguments.rounds, "versions": versions()})
-        print(name, json.dumps(found["networks"][name]["rows"], indent=1), flush=True)
+        print(case, json.dumps(found["cases"][case]["rows"], indent=1), flush=True)
 
 
-def _network(original: Bundle, work: Path, rounds: int) -> dict[str, Any]:
+def _case(original: Bundle, macs: float, work: Path, rounds: int) -> dict[str, Any]:
     x = np.random.default_rng(0).standard_normal((4, *original.input_shape), dtype=np.float32)
 
-    def cut(macs: float, multiple: int) -> Bundle | None:
+    def cut(share: float, multiple: int) -> Bundle | None:
         module = original.module()
         try:
-            prune(module, PruneChannels(macs=macs, multiple=multiple, epochs=0))
+            prune(module, PruneChannels(macs=share, multiple=multiple, epochs=0))
         except StepError:
             return None
         return original.with_module(module)
@@ -63,9 +67,9 @@ def _network(original: Bundle, work: Path, rounds: int) -> dict[str, Any]:
         edgekit.export(Bundle.load(work / name), list(RUNTIMES))
         return work / name
 
-    chosen = {format: align(Stopwatch(original, format), MACS, cut) for format in RUNTIMES}
+    chosen = {format: align(Stopwatch(original, format), macs, cut) for format in RUNTIMES}
     grids = sorted({1, 16, *(multiple for multiple, _ in chosen.values())})
-    made = {multiple: bundle for multiple in grids if (bundle := cut(MACS, multiple)) is not None}
+    made = {multiple: bundle for multiple in grids if (bundle := cut(macs, multiple)) is not None}
     folders = [kept(original, "original"), *(kept(bundle, f"multiple-{m}") for m, bundle in made.items())]
     measured = edgekit.bench(
         folders, runtimes=list(RUNTIMES.values()), threads=(1, 2), baseline=folders[0], plan=Plan(rounds=rounds)

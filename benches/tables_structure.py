@@ -88,22 +88,23 @@ def few_classes() -> list[str]:
 
 
 def pruned_speed() -> list[str]:
-    """Half of the MACs, by the clock."""
+    """Fewer MACs, by the clock."""
     found = result("pruned_speed")
     lines = []
-    for name, network in found["networks"].items():
-        heads = list(next(iter(network["rows"].values()))["times"])
+    for case in found["cases"].values():
+        heads = list(next(iter(case["rows"].values()))["times"])
         lines += [
-            f"**Half of the MACs of {name}, by the clock** ({network['target']['cpu']}, {found['rounds']} interleaved rounds; "
-            "time × the original's in each runtime, with one and two threads), `python benches/pruned_speed.py`:",
+            f"**{case['fewer']:g} times fewer MACs in {case['network']}, by the clock** ({case['target']['cpu']}, "
+            f"{found['rounds']} interleaved rounds; time × the original's in each runtime, with one and two threads, 95 % "
+            "interval), `python benches/pruned_speed.py`:",
             "",
             f"| grid | MACs × | {' | '.join(heads)} |",
             "|---|---|" + "---|" * len(heads),
         ]
-        for multiple, row in network["rows"].items():
-            by = [runtime for runtime, chosen in network["chosen"].items() if str(chosen) == multiple]
+        for multiple, row in case["rows"].items():
+            by = [runtime for runtime, chosen in case["chosen"].items() if str(chosen) == multiple]
             grid = f"{multiple} (align: {', '.join(by)})" if by else multiple
-            times = [f"{row['times'][head][0]:.2f}" if head in row["times"] else "" for head in heads]
+            times = ["{:.2f} [{:.2f}, {:.2f}]".format(*row["times"][head]) if head in row["times"] else "" for head in heads]
             lines.append(f"| {grid} | {row['macs_ratio']:.2f} | {' | '.join(times)} |")
         lines.append("")
     return lines[:-1]

@@ -119,10 +119,10 @@ def _classes(found: dict[str, Any]) -> str:
 
 def _pruned_speed(found: dict[str, Any]) -> str:
     told = []
-    for name, network in found["networks"].items():
-        chosen = {runtime: network["rows"][str(multiple)] for runtime, multiple in network["chosen"].items()}
+    for case in found["cases"].values():
+        chosen = {runtime: case["rows"][str(multiple)] for runtime, multiple in case["chosen"].items()}
         times = {runtime: f"{row['times'][f'{runtime} 1'][0]:.2f}" for runtime, row in chosen.items()}
-        told.append(f"{name}: time × {_by_runtime(times)}")
+        told.append(f"{case['network']}, {case['fewer']:g}× fewer: time × {_by_runtime(times)}")
     return "; ".join(told)
 
 
@@ -253,7 +253,7 @@ _LINES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "qat": ("qat.py", "ResNet-20 trained with few bits", _qat),
     "resnet56": ("resnet56.py", "Channels cut from ResNet-56, MACs divided by", _resnet56),
     "classes": ("classes.py", "ResNet-20 for a few classes", _classes),
-    "pruned_speed": ("pruned_speed.py", "Half of the MACs by the clock", _pruned_speed),
+    "pruned_speed": ("pruned_speed.py", "Fewer MACs by the clock", _pruned_speed),
     "low_rank": ("low_rank.py", "Half of the MACs by low rank", _low_rank),
     "distillation": ("distillation.py", "ResNet-56 as a teacher", _distillation),
     "student": ("student.py", "An automatic student of ResNet-56", _student),
