@@ -104,7 +104,9 @@ def pruned_speed() -> list[str]:
         for multiple, row in case["rows"].items():
             by = [runtime for runtime, chosen in case["chosen"].items() if str(chosen) == multiple]
             grid = f"{multiple} (align: {', '.join(by)})" if by else multiple
-            times = ["{:.2f} [{:.2f}, {:.2f}]".format(*row["times"][head]) if head in row["times"] else "" for head in heads]
+            times = [
+                "{:.2f} [{:.2f}, {:.2f}]".format(*row["times"][head]) if head in row["times"] else "" for head in heads
+            ]
             lines.append(f"| {grid} | {row['macs_ratio']:.2f} | {' | '.join(times)} |")
         lines.append("")
     return lines[:-1]

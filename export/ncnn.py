@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgekit.compress.rewrite import average_inside, powers_to_products, strided_slice_to_pool
+from edgekit.compress.rewrite import (
+    average_inside,
+    circular_padding_to_concatenation,
+    powers_to_products,
+    strided_slice_to_pool,
+)
 from edgekit.errors import ExportError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.lowering import (
@@ -68,6 +73,7 @@ class NcnnExporter(Exporter):
         if strided_slice_to_pool(module):
             notes.append("strided slices are written as max pooling of kernel 1: exact")
         average_inside(module)
+        circular_padding_to_concatenation(module)
         powers_to_products(module)
         if precision == "int8":
             refuse_other_activations(module, "ncnn", self.activations)

@@ -11,6 +11,7 @@ from edgekit.compress.rewrite.batch_norm import fold_batch_norm
 from edgekit.compress.rewrite.branches import merge_branches
 from edgekit.compress.rewrite.edit import finish, replace_by_tensor
 from edgekit.compress.rewrite.identities import remove_dead_code, remove_dropout, remove_identities
+from edgekit.compress.rewrite.pads import circular_padding_to_concatenation
 from edgekit.compress.rewrite.pooling import (
     adaptive_maximum_to_pool,
     average_inside,
@@ -29,6 +30,7 @@ __all__ = [
     "adaptive_maximum_to_pool",
     "attention_in_heads",
     "average_inside",
+    "circular_padding_to_concatenation",
     "crop_transposed_convolutions",
     "finish",
     "fold_batch_norm",

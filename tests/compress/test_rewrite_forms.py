@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from edgekit.compress.rewrite import (
     adaptive_maximum_to_pool,
     attention_in_heads,
+    circular_padding_to_concatenation,
     crop_transposed_convolutions,
     powers_to_products,
     repeats_to_concatenation,
@@ -133,3 +134,20 @@ def test_repeats_are_concatenations(times: tuple[int, ...], count: int) -> None:
 
 def test_repeats_that_add_a_dimension_are_left() -> None:
     assert rewritten(Function(lambda x: x.flatten(1).repeat(2, 1, 1).transpose(0, 1)), repeats_to_concatenation)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("padding", "mode", "count"),
+    [
+        ((1, 2, 3, 1), "circular", 1),
+        ((0, 2, 0, 0), "circular", 1),
+        ((1, 0, 0, 2), "circular", 1),
+        ((1, 1, 1, 1), "reflect", 0),
+    ],
+)
+def test_circular_padding_is_concatenation(padding: tuple[int, ...], mode: str, count: int) -> None:
+    found, module = rewritten(
+        Function(lambda x: nn.functional.pad(x, padding, mode=mode)), circular_padding_to_concatenation
+    )
+    assert found == count
+    assert (aten.pad.default in [node.target for node in module.graph.nodes]) == (not count)
