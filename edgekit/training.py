@@ -169,8 +169,11 @@ def train(
     accelerator = Accelerator(cpu=device == "cpu")
     loss = loss or cross_entropy(settings.label_smoothing)
     run = _Run(module, dataset, preprocessing, settings, checkpoint, progress, loss)
-    # Channels-last convolutions are faster in oneDNN; the parameters' values are the same.
-    module.to(device=accelerator.device, memory_format=torch.channels_last)
+    module.to(device=accelerator.device)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            # Channels-last convolutions are faster in oneDNN; the parameters' values are the same.
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     if isinstance(loss, LossModule):
         loss.to(device=accelerator.device)
         loss.begin(run.total)

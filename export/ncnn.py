@@ -47,6 +47,7 @@ TIMEOUT_S = 1800
 SCALES, SCALES_AND_OUTPUT = 1, 101
 PAD_VALUE = 18
 PNNX_PARAM = "m.pnnx.param"
+_ONE_DIMENSION = "ncnn has no int8 kernels for convolutions of one dimension"
 
 
 class NcnnExporter(Exporter):
@@ -77,13 +78,14 @@ class NcnnExporter(Exporter):
         powers_to_products(module)
         if precision == "int8":
             refuse_other_activations(module, "ncnn", self.activations)
-            in_float = [node for node in weight_nodes(module) if _groups_of(node) > 1]
+            in_float = [n for n in weight_nodes(module) if _groups_of(n) > 1 or n.target is aten.conv1d.default]
             to_symmetric(module, in_float)
             depthwise = [node for node in in_float if _is_depthwise(node)]
             if depthwise:
                 notes.append("every depthwise convolution computes in float: ncnn's int8 kernels for them take longer")
             notes += [
-                f"{layer_name(node)} computes in float: ncnn has one weight scale for a group of channels"
+                f"{layer_name(node)} computes in float: "
+                + ("ncnn has one weight scale for a group of channels" if _groups_of(node) > 1 else _ONE_DIMENSION)
                 for node in in_float
                 if node not in depthwise
             ]

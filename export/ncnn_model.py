@@ -6,6 +6,7 @@ magic 7767517). A weight array of kind 0 starts with a tag that tells how it is 
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,61 +107,102 @@ def read_weights(layers: list[Layer], path: Path) -> None:
     """Reads the float weights of all layers from a ``.bin`` into ``Layer.arrays``.
 
     Raises:
-        ExportError: For a layer type whose weights edgekit can't read, or a file that does not fit.
+        ExportError: If the layers do not fit the file: one of them holds weights that edgekit does not know of.
     """
     reader = _Reader(path.read_bytes())
     for layer in layers:
-        layer.arrays = []
-        if layer.type in (
-            "Convolution",
-            "Convolution1D",
-            "ConvolutionDepthWise",
-            "Deconvolution",
-            "DeconvolutionDepthWise",
-        ):
-            layer.arrays.append(reader.tagged(layer.integer(6)))
-            if layer.integer(5):
-                layer.arrays.append(reader.bare(layer.integer(0)))
-        elif layer.type == "InnerProduct":
-            layer.arrays.append(reader.tagged(layer.integer(2)))
-            if layer.integer(1):
-                layer.arrays.append(reader.bare(layer.integer(0)))
-        elif layer.type == "BatchNorm":
-            layer.arrays += [reader.bare(layer.integer(0)) for _ in range(4)]
-        elif layer.type == "PReLU":
-            layer.arrays.append(reader.bare(layer.integer(0)))
-        elif layer.type == "Scale":
-            layer.arrays += [reader.bare(layer.integer(0)) for _ in range(1 + layer.integer(1))]
-        elif layer.type == "MemoryData":
-            sizes = [layer.integer(key) for key in (0, 1, 11, 2)]
-            layer.arrays.append(reader.bare(int(np.prod([size for size in sizes if size]))))
-        elif layer.type in _WITH_OTHER_WEIGHTS:
-            raise ExportError(
-                f"the ncnn layer {layer.type} ({layer.name}) holds weights that edgekit can't rewrite for int8",
-                "Keep the network in float for ncnn.",
-            )
+        layer.arrays = [
+            reader.tagged(count) if tagged else reader.bare(count) for tagged, count in _layout(layer) if count
+        ]
     if reader.position != len(reader.content):
         raise ExportError(
-            f"the ncnn .bin file has {len(reader.content) - reader.position} bytes more than its layers need"
+            f"the ncnn .bin file has {len(reader.content) - reader.position} bytes more than its layers need: one of them "
+            "holds weights that edgekit can't rewrite for int8",
+            "Keep the network in float for ncnn, and please report it.",
         )
 
 
-_WITH_OTHER_WEIGHTS = {
-    "Embed", "LayerNorm", "GroupNorm", "InstanceNorm", "RNN", "LSTM", "GRU", "Gemm", "MultiHeadAttention", "Bias",
-    "Normalize", "RMSNorm", "Deconvolution1D", "ConvolutionDepthWise1D", "Convolution3D", "ConvolutionDepthWise3D",
-}  # fmt: skip
-# Their first array is tagged, all others are bare.
-_TAGGED_FIRST = {
-    "Convolution", "Convolution1D", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionDepthWise", "InnerProduct",
-}  # fmt: skip
+_TAGGED, _BARE = True, False
+_CONVOLUTIONS = {
+    f"{kind}{depthwise}{rank}"
+    for kind in ("Convolution", "Deconvolution")
+    for depthwise in ("", "DepthWise")
+    for rank in ("", "1D", "3D")
+}
+# Gates of recurrent layers, and the rows of their biases.
+_GATES = {"RNN": (1, 1), "LSTM": (4, 4), "GRU": (3, 4)}
+
+
+def _layout(layer: Layer) -> list[tuple[bool, int]]:
+    """The arrays that a layer loads, in order: whether each has a tag, and how many numbers it has.
+
+    As ``load_model`` of each layer reads them.
+    """
+    integer = layer.integer
+    if layer.type in _CONVOLUTIONS:
+        return [(_TAGGED, integer(6)), (_BARE, integer(0) if integer(5) else 0)]
+    if layer.type == "InnerProduct":
+        return [(_TAGGED, integer(2)), (_BARE, integer(0) if integer(1) else 0)]
+    if layer.type == "Embed":
+        return [(_TAGGED, integer(3)), (_BARE, integer(0) if integer(2) else 0)]
+    if layer.type == "BatchNorm":
+        return [(_BARE, integer(0))] * 4
+    if layer.type in ("PReLU", "Bias"):
+        return [(_BARE, integer(0))]
+    if layer.type == "Scale":
+        return [(_BARE, integer(0))] * (1 + integer(1))
+    if layer.type in ("LayerNorm", "InstanceNorm"):
+        return [(_BARE, integer(0))] * (2 * integer(2, 1))
+    if layer.type == "RMSNorm":
+        return [(_BARE, integer(0))] * integer(2, 1)
+    if layer.type == "GroupNorm":
+        return [(_BARE, integer(1))] * (2 * integer(3, 1))
+    if layer.type == "Normalize":
+        return [(_BARE, integer(3))]
+    if layer.type == "MemoryData":
+        return [(_BARE, int(np.prod([size for key in (0, 1, 11, 2) if (size := integer(key))])))]
+    if layer.type in _GATES:
+        return _recurrent_layout(layer)
+    if layer.type == "MultiHeadAttention":
+        inner, weights = integer(0), integer(2)
+        outer = weights // inner
+        sizes = [
+            (weights, inner),
+            (inner * integer(3, inner), inner),
+            (inner * integer(4, inner), inner),
+            (weights, outer),
+        ]
+        return [array for weight, bias in sizes for array in ((_TAGGED, weight), (_BARE, bias))]
+    if layer.type == "Gemm":
+        m, n, k = integer(7), integer(8), integer(9)
+        third = {0: 1, 1: m, 2: m, 3: m * n, 4: n}.get(integer(10), 0)
+        given = zip((4, 5, 6), (m * k, k * n, third), strict=True)
+        return [(_TAGGED, count) for key, count in given if integer(key)]
+    return []
+
+
+def _recurrent_layout(layer: Layer) -> list[tuple[bool, int]]:
+    gates, rows = _GATES[layer.type]
+    outputs, directions = layer.integer(0), 2 if layer.integer(2) == 2 else 1
+    cells = layer.integer(3, outputs) if layer.type == "LSTM" else outputs
+    arrays = [
+        (_TAGGED, layer.integer(1)),
+        (_TAGGED, directions * rows * cells),
+        (_TAGGED, directions * gates * cells * outputs),
+    ]
+    if cells != outputs:
+        arrays.append((_TAGGED, directions * cells * outputs))
+    return arrays
 
 
 def write_weights(layers: list[Layer], path: Path) -> None:
     """Writes the weights of all layers as a ``.bin``, each array in the storage of its dtype."""
     parts = []
     for layer in layers:
-        for position, array in enumerate(layer.arrays):
-            if position == 0 and layer.type in _TAGGED_FIRST:
+        # What int8 adds comes last, and has no tags.
+        tags = [tagged for tagged, count in _layout(layer) if count]
+        for array, tagged in itertools.zip_longest(layer.arrays, tags, fillvalue=_BARE):
+            if tagged:
                 tag = {np.dtype(np.int8): TAG_INT8, np.dtype(np.float16): TAG_FLOAT16}.get(array.dtype, 0)
                 parts.append(struct.pack("<I", tag))
             content = array.tobytes()

@@ -243,7 +243,7 @@ def prepare(
         calibrated = parameters[leader]
         if leader.name not in found.values:
             low, high = -128 - calibrated.zero_point, 127 - calibrated.zero_point
-            made = LearnedStep(torch.tensor(calibrated.scale), low, high, values[place.name][0].numel())
+            made = LearnedStep(torch.tensor(calibrated.scale), low, high, _elements(values[place.name]))
             made.scale.requires_grad_(leader not in fixed)
             name = _add(module, f"quantizer_value_{leader.name}", made)
             found.values[leader.name] = (name, calibrated.zero_point)
@@ -271,6 +271,11 @@ def _weight_quantizer(weight: torch.Tensor, bits: int) -> LearnedStep:
     return LearnedStep(weight_scales(weight, bits), -weight_max(bits), weight_max(bits), weight[0].numel())
 
 
+def _elements(value: torch.Tensor) -> int:
+    """How many numbers of one image share a step; a number that no image has part in is one."""
+    return value[0].numel() if value.dim() else 1
+
+
 def _add_input(
     module: GraphModule,
     found: Quantizers,
@@ -285,7 +290,7 @@ def _add_input(
     low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     # Section 2.1: 2 E|x| / sqrt(Qp).
     start = (2 * value.abs().mean() / math.sqrt(high)).clamp_min(_SMALLEST)
-    made = LearnedStep(start, low, high, value[0].numel())
+    made = LearnedStep(start, low, high, _elements(value))
     place = _add(module, f"quantizer_input_{name}", made)
     with module.graph.inserting_after(source):
         few = module.graph.call_module(place, (source,))

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from edgekit.compress.layers import own_bias
 from edgekit.compress.quantize.bias import bias_scale, on_grid
 from edgekit.compress.quantize.rules import RULES, Role
-from edgekit.program import attribute, layer_name, quantized
+from edgekit.program import aten, attribute, layer_name, quantized
 from edgekit.simulation import simulator
 from edgekit.walk import Walk
 
@@ -86,7 +86,7 @@ def compare(
                 shifts[layer_name(nodes[name])] = _correct(module, nodes[name], reference.value(name), values)
             if name in last:
                 layer = last[name]
-                noise[layer] = _noise(layer_name(nodes[layer]), reference.value(counterpart[layer]), values)
+                noise[layer] = _noise(nodes[layer], reference.value(counterpart[layer]), values)
     return [noise[name] for name in layers], shifts
 
 
@@ -95,34 +95,41 @@ def _correct(module: GraphModule, node: Node, wanted: list[torch.Tensor], values
     bias = attribute(module, str(own_bias(node)))
     was = bias.detach().clone()
     count = sum(value.numel() for value in values) // was.numel()
-    sums = [(a - b).sum(_but_channels(b), dtype=torch.float64) for a, b in zip(wanted, values, strict=True)]
+    others = _but_channels(node, values[0])
+    sums = [(a - b).sum(others, dtype=torch.float64) for a, b in zip(wanted, values, strict=True)]
     mean = torch.stack(sums).sum(0) / count
     bias.data = on_grid(was + mean.to(torch.float32), bias_scale(module, node))
     shift = bias.data - was
+    behind = values[0].dim() - 1 - _channels(node, values[0])
     for value in values:
-        value += shift if value.dim() == 2 else shift.view(-1, *[1] * (value.dim() - 2))
+        value += shift.view(-1, *[1] * behind)
     return float(shift.abs().max())
 
 
-def _noise(layer: str, wanted: list[torch.Tensor], values: list[torch.Tensor]) -> LayerNoise:
+def _noise(node: Node, wanted: list[torch.Tensor], values: list[torch.Tensor]) -> LayerNoise:
+    others = _but_channels(node, values[0])
+
     def power(tensors: Iterable[torch.Tensor]) -> np.ndarray:
-        total: np.ndarray = sum((t * t).sum(_but_channels(t)).double() for t in tensors).numpy()  # type: ignore[union-attr]
+        total: np.ndarray = sum((t * t).sum(others).double() for t in tensors).numpy()  # type: ignore[union-attr]
         return total
 
     signal, error = power(wanted), power(a - b for a, b in zip(wanted, values, strict=True))
     per_channel = _decibels(signal, error)[signal > 0]
     median = float(np.median(per_channel)) if len(per_channel) else 0.0
-    return LayerNoise(layer, float(_decibels(signal.sum(), error.sum())), median)
+    return LayerNoise(layer_name(node), float(_decibels(signal.sum(), error.sum())), median)
 
 
 def _decibels(signal: Any, noise: Any) -> Any:
     return 10 * np.log10(np.maximum(signal, 1e-30) / np.maximum(noise, 1e-30))
 
 
-def _but_channels(value: torch.Tensor) -> list[int]:
-    """All dimensions but the channels, which are dimension 1, of a linear layer's output the last."""
-    channels = 1 if value.dim() > 2 else value.dim() - 1
-    return [dimension for dimension in range(value.dim()) if dimension != channels]
+def _channels(node: Node, value: torch.Tensor) -> int:
+    """The dimension of a layer's channels in its output: the last of a linear layer's, whatever stands before it."""
+    return value.dim() - 1 if node.target is aten.linear.default else 1
+
+
+def _but_channels(node: Node, value: torch.Tensor) -> list[int]:
+    return [dimension for dimension in range(value.dim()) if dimension != _channels(node, value)]
 
 
 def _read_by_the_next(node: Node) -> Node:

@@ -25,16 +25,19 @@ from edgekit.compress.rewrite.sequences import merge_sequences
 from edgekit.compress.rewrite.siblings import merge_siblings
 from edgekit.compress.rewrite.splits import hoist_over_splits, remove_splits_before_concatenation
 from edgekit.compress.rewrite.transposed import crop_transposed_convolutions
+from edgekit.compress.rewrite.weights import computed_weights_to_parameters, has_computed_weights
 
 __all__ = [
     "adaptive_maximum_to_pool",
     "attention_in_heads",
     "average_inside",
     "circular_padding_to_concatenation",
+    "computed_weights_to_parameters",
     "crop_transposed_convolutions",
     "finish",
     "fold_batch_norm",
     "global_pool_to_mean",
+    "has_computed_weights",
     "hoist_over_splits",
     "mean_over_space_in_two",
     "merge_branches",

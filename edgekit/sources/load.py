@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from edgekit import program as programs
 from edgekit.bundle import Bundle
@@ -119,7 +120,7 @@ def _from_module(
             "Set --input-shape, for example --input-shape 3,224,224 (channels, height, width).",
         )
     training = module.training
-    program = programs.export_program(module, shape, origin=reference)
+    program = _with_plain_weights(programs.export_program(module, shape, origin=reference), shape, reference)
     module.train(training)
     return Bundle(program, shape, source={"reference": reference, **source})
 
@@ -138,8 +139,18 @@ def _from_pt2(path: Path) -> Bundle:
         )
     _refuse_decomposed(module, path)
     # Exported again: it may come from another IR, with in-place operators or a training flag set.
-    program = programs.export_program(module, shape[1:], origin=str(path))
+    program = _with_plain_weights(programs.export_program(module, shape[1:], origin=str(path)), shape[1:], str(path))
     return Bundle(program, shape[1:], source={"reference": path.name, "sha256": sha256_file(path)})
+
+
+def _with_plain_weights(program: ExportedProgram, shape: tuple[int, ...], origin: str) -> ExportedProgram:
+    """A weight that is normalized (``weight_norm``, ``spectral_norm``) in each inference is so here, once."""
+    from edgekit.compress.rewrite import computed_weights_to_parameters, has_computed_weights
+
+    if not has_computed_weights(program.graph):
+        return program
+    module = programs.trainable(program)
+    return programs.export_program(module, shape, origin=origin) if computed_weights_to_parameters(module) else program
 
 
 # What layers are decomposed into; no network is written with these.

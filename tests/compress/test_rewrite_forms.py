@@ -13,7 +13,9 @@ from edgekit.compress.rewrite import (
     adaptive_maximum_to_pool,
     attention_in_heads,
     circular_padding_to_concatenation,
+    computed_weights_to_parameters,
     crop_transposed_convolutions,
+    has_computed_weights,
     powers_to_products,
     repeats_to_concatenation,
 )
@@ -151,3 +153,28 @@ def test_circular_padding_is_concatenation(padding: tuple[int, ...], mode: str, 
     )
     assert found == count
     assert (aten.pad.default in [node.target for node in module.graph.nodes]) == (not count)
+
+
+def test_computed_weights_are_parameters() -> None:
+    norms = nn.utils.parametrizations
+    layers = [
+        norms.weight_norm(nn.Conv2d(4, 6, 3)), nn.ReLU(), norms.spectral_norm(nn.Conv2d(6, 8, 3, padding="same")),
+        nn.utils.weight_norm(nn.ConvTranspose2d(8, 6, 3)), nn.Flatten(), norms.spectral_norm(nn.Linear(720, 5)),
+    ]  # fmt: skip
+    network = nn.Sequential(*layers).eval()
+    found, module = rewritten(network, lambda module: len(computed_weights_to_parameters(module)))
+    assert found == 4
+    assert {name for name, _ in module.named_parameters()} == {
+        f"{i}.{kind}" for i in (0, 2, 3, 5) for kind in ("weight", "bias")
+    }
+    assert not has_computed_weights(module.graph)
+
+
+def test_weights_that_inputs_are_needed_for_stay_computed() -> None:
+    layer = nn.Linear(120, 4)
+    forms: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        lambda x: nn.functional.linear(x.flatten(2), layer.weight * x.mean()),
+        lambda x: nn.functional.linear(x.flatten(2), layer.weight, layer.bias),
+    ]
+    for form in forms:
+        assert rewritten(Function(form, None), lambda module: len(computed_weights_to_parameters(module)))[0] == 0
