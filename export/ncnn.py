@@ -237,7 +237,7 @@ def _quantize_layers(
     names = {node.name: layer_name(node) for node in module.graph.nodes if node.op == "call_function"}
     assigned: dict[str, str] = {}
     for layer in layers:
-        if layer.type not in ("Convolution", "InnerProduct"):
+        if layer.type not in ("Convolution", "InnerProduct") and not _is_linear(layer):
             continue
         for name, (values, weight_scale, floats) in weights.items():
             if name in assigned or name not in scales or floats.size != layer.arrays[0].size:
@@ -245,6 +245,10 @@ def _quantize_layers(
             if not np.array_equal(floats.reshape(-1), layer.arrays[0]):
                 continue
             assigned[name] = layer.name
+            if layer.type == "Gemm":
+                # ncnn's integer matrix products have no scale for each channel; its linear layers take rows, too.
+                bias = len(layer.arrays) > 1
+                layer.type, layer.params = "InnerProduct", {0: layer.params[8], 1: str(int(bias)), 2: str(floats.size)}
             layer.params[8] = str(SCALES)
             if name in padded:
                 # It pads what it has quantized.
@@ -261,6 +265,16 @@ def _quantize_layers(
             "Please report this network; its float32 export is not affected.",
         )
     _keep_int8_between(layers)
+
+
+def _is_linear(layer: Layer) -> bool:
+    """Whether a matrix product is what a linear layer computes on rows: the input times a constant's transpose."""
+    if layer.type != "Gemm" or {0, 1} & set(layer.params):
+        return False
+    transposed = not layer.integer(2) and layer.integer(3)
+    constant = layer.integer(5) and not layer.integer(4)
+    # A constant third operand has a number for each column, or is none.
+    return bool(transposed and constant and (layer.integer(10) == 4 or len(layer.arrays) == 1))
 
 
 def _keep_int8_between(layers: list[Layer]) -> None:
