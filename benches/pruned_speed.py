@@ -2,7 +2,7 @@
 
     python benches/pruned_speed.py [--shared ../shared/data] [--work runs/pruned-speed] [--rounds 5] [--case resnet56,2.1 …]
 
-ResNet-56 for CIFAR-10 with 2.1, 2.5 and 3.3 times fewer MACs and MobileNetV2 at 224 with half of them (random weights: time
+ResNet-56 for CIFAR-10 with 2, 2.1, 2.5 and 3.3 times fewer MACs and MobileNetV2 at 224 with half of them (random weights: time
 depends on shapes). For each runtime, the grid that ``align`` finds there is measured once more beside the others and the
 original, with one and two threads, interleaved. Results go to benches/results/pruned_speed.json.
 """
@@ -28,7 +28,7 @@ from edgekit.runtimes.measure import Plan
 
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "tflite", "ncnn": "ncnn"}
 RESULT = Path(__file__).parent / "results" / "pruned_speed.json"
-CASES = ("resnet56,2.1", "resnet56,2.5", "resnet56,3.3", "mobilenet-v2,2")
+CASES = ("resnet56,2", "resnet56,2.1", "resnet56,2.5", "resnet56,3.3", "mobilenet-v2,2")
 
 
 def main() -> None:

@@ -85,7 +85,7 @@ def convolution(node: Node) -> int:
     return elements(node) * math.prod(weight[1:])
 
 
-@rule(aten.conv_transpose2d.input)
+@rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 def transposed_convolution(node: Node) -> int:
     """Each input element is spread over out / groups × kernel."""
     weight = _value(node.args[1]).shape

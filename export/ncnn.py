@@ -259,6 +259,11 @@ def _quantize_layers(
             layer.arrays.append(np.array([scales[name]], "<f4"))
             break
     missing = [names[name] for name in weights if name not in assigned and name in scales]
+    if missing and any(layer.type == "MultiHeadAttention" for layer in layers):
+        raise ExportError(
+            f"ncnn's converter made one attention layer of {', '.join(missing)}, which has no int8 form of theirs",
+            f"Keep them in float: quantize:keep_float=[{','.join(missing)}].",
+        )
     if missing:
         raise ExportError(
             f"ncnn's converter changed the weights of {', '.join(missing[:5])}, so their int8 form can't be placed",

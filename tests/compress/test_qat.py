@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from edgekit.bundle import Bundle
 from edgekit.compress.pipeline import compress
@@ -17,11 +18,12 @@ from edgekit.compress.quantize.plan import make_plan
 from edgekit.compress.rewrite import fold_batch_norm, remove_dropout
 from edgekit.compress.step import parse_step
 from edgekit.cost import cost_of
-from edgekit.data.dataset import Dataset
+from edgekit.data.dataset import Dataset, Split
 from edgekit.errors import UnsupportedOperatorError, UsageError
 from edgekit.evaluation import evaluate, sqnr
 from edgekit.export.run import export
 from edgekit.program import attribute, duplicate, export_program, quantized, trainable
+from edgekit.sources.load import load
 from edgekit.testing import networks
 
 
@@ -186,3 +188,27 @@ def test_eight_bit_activations_are_deployed_in_every_format(before: Bundle, data
 def test_settings_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_step(f"qat:{text}")
+
+
+class Unusual(nn.Module):
+    """A normalized weight, a convolution of three dimensions, and a number that all images share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalized = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3, padding=1))
+        self.deep, self.head = nn.Conv3d(8, 8, (1, 3, 3)), nn.Linear(8, networks.CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.normalized(x)) * self.head.weight.mean()
+        return self.head(self.deep(x.unsqueeze(2)).squeeze(2).mean((2, 3)))
+
+
+def test_unusual_networks_are_trained() -> None:
+    torch.manual_seed(0)
+    bundle = load(Unusual().eval(), input_shape=networks.INPUT_SHAPE)
+    names = {name for name, _ in bundle.module().named_parameters()}
+    assert names == {f"{layer}.{kind}" for layer in ("normalized", "deep", "head") for kind in ("weight", "bias")}
+    split = Split(networks.images(32).numpy(), np.arange(32) % networks.CLASSES)
+    data = Dataset("smooth", tuple(map(str, range(networks.CLASSES))), split, split, split)
+    report = compress(bundle, "qat:weight_bits=4,epochs=1,images=16", data).steps[-1]["report"]
+    assert {row["layer"] for row in report["quantized_layers"]} >= {"normalized", "head"}
