@@ -6,7 +6,6 @@ magic 7767517). A weight array of kind 0 starts with a tag that tells how it is 
 
 from __future__ import annotations
 
-import itertools
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,8 +200,8 @@ def write_weights(layers: list[Layer], path: Path) -> None:
     for layer in layers:
         # What int8 adds comes last, and has no tags.
         tags = [tagged for tagged, count in _layout(layer) if count]
-        for array, tagged in itertools.zip_longest(layer.arrays, tags, fillvalue=_BARE):
-            if tagged:
+        for position, array in enumerate(layer.arrays):
+            if position < len(tags) and tags[position]:
                 tag = {np.dtype(np.int8): TAG_INT8, np.dtype(np.float16): TAG_FLOAT16}.get(array.dtype, 0)
                 parts.append(struct.pack("<I", tag))
             content = array.tobytes()
