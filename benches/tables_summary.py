@@ -140,15 +140,21 @@ def _low_rank(found: dict[str, Any]) -> str:
 
 
 def _distillation(found: dict[str, Any]) -> str:
-    gains: dict[str, list[float]] = {}
+    gains: dict[str, dict[str, list[float]]] = {}
     for run, row in found["rows"].items():
         student, method, seed = run.rsplit(", ", 2)
         alone = found["rows"].get(f"{student}, no teacher, {seed}")
         if alone is not None and method != "no teacher":
-            gains.setdefault(f"{student}, {method}", []).append(row["top1"] - alone["top1"])
-    best = max(gains, key=lambda key: statistics.mean(gains[key]))
-    gained = f"{statistics.mean(gains[best]):+.1f} points over no teacher ({len(gains[best])} seeds)"
-    return f"best of {len(gains)}: {best}, {gained}"
+            gains.setdefault(student, {}).setdefault(method, []).append(row["top1"] - alone["top1"])
+    told = []
+    for student, methods in gains.items():
+        best = max(methods, key=lambda method: statistics.mean(methods[method]))
+        seeds = len(methods[best])
+        told.append(
+            f"{student}: best of {len(methods)} {best}, {statistics.mean(methods[best]):+.1f} points over no teacher "
+            f"({seeds} seed{'s' * (seeds > 1)})"
+        )
+    return "; ".join(told)
 
 
 def _student(found: dict[str, Any]) -> str:
