@@ -1,6 +1,7 @@
 """Int8 against float and against other toolkits' int8, on this CPU: latency in one interleaved run, time and memory to make it.
 
-    python benches/int8_speed.py [--shared ../shared/data] [--work runs/int8-speed] [--nncf PYTHON] [--network NAME …]
+    python benches/int8_speed.py [--shared ../shared/data] [--work runs/int8-speed] [--nncf PYTHON] [--ncnn-tools FOLDER]
+        [--network NAME …]
 
 MobileNet V2 and ResNet-50 at 224 (random weights: for times alone) and SqueezeNet 1.1 at 227. All tools calibrate on the same
 300 images, in turns; the run in the middle counts. For each runtime the files are measured one after the other in every
@@ -13,14 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import networks
 import numpy as np
+import peers
 
 import edgekit
 from edgekit.bundle import Bundle, versions
@@ -29,8 +29,7 @@ from edgekit.export.exporter import exporter_for
 from edgekit.files import write_json
 from edgekit.runtimes.measure import Plan
 
-HERE = Path(__file__).parent
-RESULT = HERE / "results" / "int8_speed.json"
+RESULT = Path(__file__).parent / "results" / "int8_speed.json"
 IMAGES = 300
 FORMATS = ("onnx", "tflite", "ncnn")
 TOOLS = (
@@ -43,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("runs/int8-speed"))
-    parser.add_argument("--nncf", help="Python of an environment with NNCF (see peers.py).")
+    peers.add_options(parser)
     parser.add_argument("--network", action="append", choices=("mobilenet-v2", "resnet50", "squeezenet"))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3, help="How often each tool makes its int8 model.")
@@ -66,30 +65,25 @@ def _network(name: str, bundle: Bundle, arguments: Any) -> dict[str, Any]:
     chosen = np.sort(np.random.default_rng(0).permutation(len(data.train))[:IMAGES])
     assert bundle.preprocessing is not None
     images = bundle.preprocessing(data.train.images(chosen))
-    work.mkdir(parents=True, exist_ok=True)
-    np.savez(work / "nchw.npz", x=images)
-    np.savez(work / "nhwc.npz", x=images.transpose(0, 2, 3, 1))
+    peers.write_archives(work, images, bundle.preprocessing)
     bundle = bundle.with_samples(images[:8], np.zeros(8, np.int64)).save(work / "float")
     files = {
         ("edgekit float32", f.parity["format"]): f.path for f in edgekit.export(bundle, ("onnx", "tflite", "ncnn"))
     }
-    wanted = {"edgekit": (work / "float", "nchw", work / "int8")}
+    wanted = {"edgekit": (work / "float", "onnx", work / "int8")}
     for tool, kind in TOOLS:
-        if arguments.nncf or not tool.startswith("nncf"):
-            model = files["edgekit float32", kind]
-            wanted[tool] = (model, "nhwc" if kind == "tflite" else "nchw", work / f"{tool}{model.suffix}")
+        model = files["edgekit float32", kind]
+        wanted[tool] = (model, kind, work / f"{tool}{model.suffix}")
     # The tools take turns: a disturbance of the machine meets them all.
-    made: dict[str, list[dict[str, Any]]] = {tool: [] for tool in wanted}
+    made: dict[str, list[dict[str, Any]]] = {}
     for _ in range(arguments.repeats):
-        for tool, (model, archive, output) in wanted.items():
-            python = arguments.nncf if tool.startswith("nncf") else sys.executable
+        for tool, (model, kind, output) in wanted.items():
             shutil.rmtree(output, ignore_errors=True)
-            command = [python, str(HERE / "peers.py"), tool, str(model), str(work / f"{archive}.npz"), str(output)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1]
-            made[tool].append(json.loads(last) if done.returncode == 0 else {"failed": last[:200]})
-            print(f"{name} {tool}: {last[:200]}", flush=True)
-    making = {tool: _median(runs) for tool, runs in made.items() if tool != "ncnn2int8"}
+            result = peers.quantized(tool, model, work / peers.ARCHIVES[kind], output, arguments)
+            print(f"{name} {tool}: {result or 'left out, for want of the option that names it'}", flush=True)
+            if result:
+                made.setdefault(tool, []).append(result)
+    making = {tool: _median(runs) for tool, runs in made.items()}
     small = edgekit.load(work / "int8")
     files |= {("edgekit int8", kind): _written(small, kind, work / "files-int8") for kind in FORMATS}
     files |= {(tool, kind): wanted[tool][2] for tool, kind in TOOLS if "seconds" in made.get(tool, [{}])[-1]}
@@ -111,8 +105,8 @@ def _network(name: str, bundle: Bundle, arguments: Any) -> dict[str, Any]:
             baseline=of_kind["edgekit int8"],
             plan=Plan(rounds=arguments.rounds),
         )
-        peers = [tool for tool in of_kind if tool != "edgekit float32"]
-        for tool, row in zip(peers, ours.rows, strict=True):
+        others = [tool for tool in of_kind if tool != "edgekit float32"]
+        for tool, row in zip(others, ours.rows, strict=True):
             if tool != "edgekit int8":
                 rows[f"{kind}: {tool}"]["against_edgekit_int8"] = row.to_dict(raw=False)["comparison"]
     macs = cost_of(bundle.module()).macs

