@@ -57,14 +57,13 @@ def main() -> None:
     start = time.monotonic()
     run(model, archive["x"], output)
     seconds = time.monotonic() - start
-    print(json.dumps({"tool": tool, "seconds": seconds, "peak_mib": _peak_mib()}))
+    print(json.dumps({"tool": tool, "seconds": seconds, "peak_mib": _peak_mib(called=tool == "ncnn2int8")}))
 
 
-def _peak_mib() -> float:
-    """Of this program, unlike ru_maxrss, which begins at what the process was forked from; or of what it called."""
-    called = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+def _peak_mib(*, called: bool) -> float:
+    """Of this program, unlike ru_maxrss, which begins at what the process was forked from; or of those that it called."""
     if called:
-        return called
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     with open("/proc/self/status", encoding="utf-8") as stream:
         return next(int(line.split()[1]) / 1024 for line in stream if line.startswith("VmHWM:"))
 

@@ -43,11 +43,11 @@ def __getattr__(name: str) -> Any:
     if place is None:
         raise AttributeError(f"module 'edgekit' has no attribute {name!r}")
     # Here and not above: a worker, which measures, imports this package too.
-    from edgekit.arithmetic import few_collections, prepare
+    from edgekit.arithmetic import no_collections, prepare
 
     prepare()
     module, _, attribute = place.partition(":")
-    with few_collections():
+    with no_collections():
         loaded = importlib.import_module(module)
     return getattr(loaded, attribute) if attribute else loaded
 

@@ -23,7 +23,6 @@ _SPINS_NAME, _POLICY_NAME = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
 # Of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _MOST = 2**31 - 1
-_NEW_OBJECTS = 50_000
 
 _ours = False
 
@@ -46,18 +45,19 @@ def prepare() -> None:
 
 
 @contextlib.contextmanager
-def few_collections() -> Iterator[None]:
-    """Lets Python look for unreachable cycles rarely, for a while.
+def no_collections() -> Iterator[None]:
+    """Keeps Python from looking for unreachable cycles, for a while.
 
     For calls that make a million objects and keep them: imports of torch's own, exported programs. Each thousand new
     objects it looks at what is new, and again and again at all there is: a quarter of the time that such calls take.
     """
-    first, *later = gc.get_threshold()
-    gc.set_threshold(max(first, _NEW_OBJECTS), *later)
+    enabled = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        gc.set_threshold(first, *later)
+        if enabled:
+            gc.enable()
 
 
 def without(environment: Mapping[str, str]) -> dict[str, str]:

@@ -107,6 +107,8 @@ class Bundle:
     def weights(self) -> str:
         """How weights are held: ``float32``, ``int8`` (any width up to it), ``codes`` into a table of values, or ``sparse``."""
         # By the graph: a network may have a buffer of any name, an attention mask for example.
+        if not any(node.target in programs.DECODES for node in self.program.graph.nodes):
+            return self.precision
         module = self.module()
         for form, kind in ((programs.codebook_of, "codes"), (programs.sparse_of, "sparse")):
             if any(form(node) is not None for node in module.graph.nodes):

@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
-from edgekit.arithmetic import few_collections
+from edgekit.arithmetic import no_collections
 from edgekit.errors import SourceError
 
 aten = torch.ops.aten
@@ -56,7 +56,7 @@ def export_program(
     said = io.StringIO()
     try:
         # torch prints the graph so far when it gives up; the user's line in it is worth keeping, the rest is not.
-        with quiet(), few_collections(), torch.no_grad(), contextlib.redirect_stderr(said):
+        with quiet(), no_collections(), torch.no_grad(), contextlib.redirect_stderr(said):
             program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -106,11 +106,11 @@ def trainable(program: ExportedProgram) -> GraphModule:
 
     Use :func:`set_training` to switch; ``train()`` and ``eval()`` of exported graphs are not supported by torch.
     """
-    with quiet():
+    with quiet(), no_collections():
         # Its graph is a copy already; what the graph reads is the program's own.
         exported = program.module(check_guards=False)
-    # A plain GraphModule over the same attributes: torch's own overrides train() and eval() to raise.
-    module = GraphModule(exported, exported.graph)
+        # A plain GraphModule over the same attributes: torch's own overrides train() and eval() to raise.
+        module = GraphModule(exported, exported.graph)
     copied: dict[int, Any] = {}
     for tensors in (module.named_parameters, module.named_buffers):
         for name, tensor in list(tensors(remove_duplicate=False)):
@@ -275,6 +275,10 @@ def module_path(node: Node) -> str:
         if path and not path.startswith("_empty"):
             return path
     return ""
+
+
+# Operators that decode a weight: see codebook_of and sparse_of.
+DECODES = (aten.index.Tensor, aten.masked_scatter.default)
 
 
 def codebook_of(node: Any) -> tuple[str, str] | None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import re
+import typing
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from edgekit.arithmetic import few_collections
+from edgekit.arithmetic import no_collections
 from edgekit.errors import SourceError
 from edgekit.files import atomic_file
 from edgekit.program import quiet
@@ -31,7 +34,7 @@ def save_pt2(program: ExportedProgram, path: Path) -> None:
     raw = io.BytesIO()
     stripped = copy.copy(program)
     stripped._example_inputs = None
-    with quiet(), few_collections():
+    with quiet(), no_collections():
         torch.export.save(stripped, raw)
     with atomic_file(path) as partial, zipfile.ZipFile(raw) as source, zipfile.ZipFile(partial, "w") as target:
         for entry in source.infolist():
@@ -89,7 +92,7 @@ def load_pt2(path: Path) -> ExportedProgram:
         )
     safe = io.BytesIO()
     try:
-        with zipfile.ZipFile(path) as source, zipfile.ZipFile(safe, "w") as target:
+        with no_collections(), zipfile.ZipFile(path) as source, zipfile.ZipFile(safe, "w") as target:
             for entry in source.infolist():
                 # Checked against its checksum.
                 content = source.read(entry)
@@ -101,7 +104,7 @@ def load_pt2(path: Path) -> ExportedProgram:
         ) from error
     safe.seek(0)
     try:
-        with quiet(), few_collections():
+        with quiet(), no_collections(), _type_hints_once():
             return torch.export.load(safe)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -109,6 +112,24 @@ def load_pt2(path: Path) -> ExportedProgram:
             f"{path} is no program that this torch ({torch.__version__}) can load: {first}",
             "Write it with torch.export.save of the same torch version, or load the model from its source instead.",
         ) from error
+
+
+@contextlib.contextmanager
+def _type_hints_once() -> Iterator[None]:
+    """Remembers the type hints of classes: torch's loader (2.13) works them out anew for every node, a third of its time."""
+    asked, known = typing.get_type_hints, dict[Any, Any]()
+
+    def remembered(of: Any, *others: Any, **named: Any) -> Any:
+        key = (of, *map(id, others), *((name, id(value)) for name, value in named.items()))
+        if key not in known:
+            known[key] = asked(of, *others, **named)
+        return known[key]
+
+    typing.get_type_hints = remembered
+    try:
+        yield
+    finally:
+        typing.get_type_hints = asked
 
 
 def _refuse_code(path: Path, name: str, content: bytes) -> None:
