@@ -140,9 +140,7 @@ def int8_speed() -> list[str]:
     lines = [
         f"**Int8 latency**, ms ({first['target']['cpu']}, one thread, {first['rounds']} interleaved rounds; × is time against "
         "the same runtime's float32; MobileNet V2 and ResNet-50 have random weights, and the int8 files here are timed without "
-        "a proof; ncnn's own tools come neither with its wheel nor from Debian: the row is a file rebuilt after their source, "
-        "not theirs; ResNet-50 was measured earlier than the others), `python "
-        "benches/int8_speed.py`:",
+        "a proof; ncnn2int8: ncnn's own tools as of October 2022, built from source), `python benches/int8_speed.py`:",
         "",
         f"| file | {' | '.join(found)} |",
         "|---|" + "---|" * len(found),
@@ -156,7 +154,9 @@ def int8_speed() -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "Making the int8 model with 300 images, seconds (the middle one of three, in turns) and peak MiB of the process:",
+        "Making the int8 model with 300 images, seconds (all tools in turns; the middle run counts, of "
+        + ", ".join(f"{len(row['making']['edgekit']['all_seconds'])} for {name}" for name, row in found.items())
+        + ") and peak MiB of the process:",
         "",
         f"| tool | {' | '.join(found)} |",
         "|---|" + "---|" * len(found),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from edgekit.arithmetic import without
+from edgekit.arithmetic import no_collections, without
 
 # Times that the kernel handed out memory while a large array was made and freed twenty times: never, where it is kept; for
 # every page, or every huge page of 2 MiB, where it is not.
@@ -30,7 +31,7 @@ SPINS = """
 import os
 import edgekit
 edgekit.Bundle
-from edgekit.arithmetic import without
+from edgekit.arithmetic import no_collections, without
 print(os.environ.get("GOMP_SPINCOUNT"), without(os.environ).get("GOMP_SPINCOUNT"))
 """
 
@@ -78,3 +79,15 @@ def test_a_worker_imports_nothing_that_sets_it_up() -> None:
         "import edgekit.arithmetic as a; print(a._ours)"
     )
     assert _run(code, HOME=str(Path.home())) == "False"
+
+
+def test_collections_are_as_they_were_after_a_call_without_them() -> None:
+    with no_collections():
+        assert not gc.isenabled()
+        with no_collections():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="of the caller"), no_collections():
+        raise ValueError("of the caller")
+    assert gc.isenabled()

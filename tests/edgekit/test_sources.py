@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from edgekit.errors import SourceError, UsageError
 from edgekit.program import export_program
-from edgekit.pt2 import save_pt2
+from edgekit.pt2 import load_pt2, save_pt2
 from edgekit.sources.load import load
 
 FACTORY = """
@@ -149,6 +150,21 @@ def test_pt2_files(tmp_path: Path) -> None:
     torch.export.save(decomposed, tmp_path / "core.pt2")
     with pytest.raises(SourceError, match=r"decomposed to core ATen \(it holds aten.convolution.default\)"):
         load(tmp_path / "core.pt2")
+
+
+def test_a_pt2_is_loaded_as_torch_loads_it_and_python_is_left_as_it_was(tmp_path: Path) -> None:
+    asked = typing.get_type_hints
+    save_pt2(load("zoo:resnet20-cifar").program, tmp_path / "a.pt2")
+    program, reference = load_pt2(tmp_path / "a.pt2"), torch.export.load(tmp_path / "a.pt2")
+    assert program.graph_module.code == reference.graph_module.code
+    assert str(program.graph_signature) == str(reference.graph_signature)
+    assert str(program.range_constraints) == str(reference.range_constraints)
+    x = torch.randn(3, 3, 32, 32)
+    assert torch.equal(program.module()(x), reference.module()(x))
+    (tmp_path / "b.pt2").write_bytes((tmp_path / "a.pt2").read_bytes()[:-100])
+    with pytest.raises(SourceError, match="damaged"):
+        load_pt2(tmp_path / "b.pt2")
+    assert typing.get_type_hints is asked
 
 
 @pytest.mark.parametrize(
