@@ -125,7 +125,7 @@ def _type_hints_once() -> Iterator[None]:
             known[key] = asked(of, *others, **named)
         return known[key]
 
-    typing.get_type_hints = remembered
+    typing.get_type_hints = remembered  # type: ignore[assignment]
     try:
         yield
     finally:
