@@ -145,7 +145,7 @@ def assemble(parts: Parts, mix: Sequence[Way], share: float, measure: Measure, *
     return Student(module, cost, tuple(removed), tuple(replaced), channels)
 
 
-TOLERANCE: dict[Measure, float] = {"macs": 1e-6, "parameters": 0.02}
+TOLERANCE: dict[Measure, float] = {"macs": 1e-6, "parameters": 0.02, "bytes": 0.02}
 """How far the goal may be missed: cutting channels counts no parameters of batch norm."""
 
 

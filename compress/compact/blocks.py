@@ -35,6 +35,7 @@ class Block:
         layers: Its layers with weights.
         macs: Multiply-accumulates for one input.
         parameters: Elements of its weights.
+        bytes: What its weights take, with the statistics of batch norm.
     """
 
     entry: str
@@ -43,6 +44,7 @@ class Block:
     layers: tuple[str, ...]
     macs: int
     parameters: int
+    bytes: int
 
 
 def find_blocks(module: GraphModule) -> list[Block]:
@@ -72,6 +74,7 @@ def find_blocks(module: GraphModule) -> list[Block]:
             layers=tuple(layer_name(node) for node in heavy),
             macs=sum(costs[node.name].macs for node in nodes if node.name in costs),
             parameters=sum(costs[node.name].parameters for node in nodes if node.name in costs),
+            bytes=sum(costs[node.name].bytes for node in nodes if node.name in costs),
         )
         found.append((place[first], block))
 

@@ -22,7 +22,7 @@ Kind = Literal["separable", "two-3x3", "spatial"]
 KINDS: Mapping[Kind, Callable[..., Chain | None]] = {"separable": separable, "two-3x3": two_small, "spatial": spatial}
 """Every way to write a convolution as cheaper ones."""
 
-Measure = Literal["macs", "parameters"]
+Measure = Literal["macs", "parameters", "bytes"]
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,12 @@ def offers(module: GraphModule, kinds: Sequence[Kind], *, multiplier: int = 1) -
         if reason:
             alone[layer] = reason
             continue
-        kernel, geometry = attribute(module, own[node]).detach().double(), geometry_of(node)
+        weight, geometry = attribute(module, own[node]).detach(), geometry_of(node)
+        kernel = weight.double()
         size = (int(shape_of(node.args[0])[2]), int(shape_of(node.args[0])[3]))
         chains = [chain for kind in kinds if (chain := _made(kind, kernel, geometry, multiplier)) is not None]
         made = [
-            Offer(node.name, layer, chain, {"macs": macs, "parameters": parameters})
+            Offer(node.name, layer, chain, _saved(macs, parameters, weight.element_size()))
             for chain in chains
             if (macs := costs[node.name].macs - chain.macs(size)) > 0
             and (parameters := kernel.numel() - chain.parameters) > 0
@@ -115,6 +116,10 @@ def replace_until(
         done.append(Replaced(offer.layer, offer.chain.kind, offer.chain.error))
     finish(module)
     return done
+
+
+def _saved(macs: int, parameters: int, element_size: int) -> dict[str, int]:
+    return {"macs": macs, "parameters": parameters, "bytes": parameters * element_size}
 
 
 def _made(kind: Kind, kernel: torch.Tensor, geometry: Geometry, multiplier: int) -> Chain | None:

@@ -18,6 +18,7 @@ from edgekit.compress.compact.depth import Removal, removal_order
 from edgekit.compress.compact.judge import Judge
 from edgekit.compress.compact.latency import aims
 from edgekit.compress.compact.replacement import KINDS, Kind, Measure, Offer, offers
+from edgekit.compress.distill.settings import Distillation, distillation
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.channels import PruneChannels
 from edgekit.compress.prune.flow import analyse
@@ -43,14 +44,15 @@ _TRIAL_BATCH = 32
 class MakeStudent(Step):
     """Builds a smaller network out of the teacher's own graph, begun from its weights, and distils the teacher into it.
 
-    Give one goal: ``macs``, ``parameters`` or ``latency`` (the share to keep). The ways down are to take blocks out, to write
-    convolutions as cheaper ones, and to cut channels; each by itself and every mix of them is a candidate. Each candidate is
-    brought to the goal, its weights are fitted to what the teacher's layers give, and it learns from the teacher for a short
-    while. The one whose outputs on validation images are nearest to the teacher's is trained.
+    Give one goal: ``macs``, ``parameters``, ``size`` or ``latency`` (the share to keep). The ways down are to take blocks
+    out, to write convolutions as cheaper ones, and to cut channels; each by itself and every mix of them is a candidate. Each
+    candidate is brought to the goal, its weights are fitted to what the teacher's layers give, and it learns from the teacher
+    for a short while. The one whose outputs on validation images are nearest to the teacher's is trained.
 
     Attributes:
         macs: Share of the multiply-accumulates to keep, between 0 and 1.
-        parameters: Share of the parameters to keep, between 0 and 1; in float32 that is the share of bytes, too.
+        parameters: Share of the parameters to keep, between 0 and 1.
+        size: Share of the weights' bytes to keep, between 0 and 1: all that the bundle stores of them, batch norm included.
         latency: Share of the measured latency to keep and the format in whose runtime to measure it, such as
             ``0.5@tflite``: one thread of this machine, by trials.
         ways: What may be done: ``depth`` (blocks are taken out), ``replace`` (convolutions are written as cheaper ones),
@@ -67,7 +69,8 @@ class MakeStudent(Step):
         trial: Training images from which each candidate learns before they are compared; 0 compares them as fitted.
         epochs: Epochs of training of the chosen one; 0 leaves it as fitted.
         learning_rate: Peak learning rate.
-        distill: Weight of the teacher's soft targets in the loss, 0 to 1.
+        distill: Weight of the teacher's soft targets in the loss, 0 to 1; or the settings of the step ``distill``, in which
+            ``before`` is the network that the student is made from: ``distill=[method=hints]``.
     """
 
     name: ClassVar[str] = "student"
@@ -81,6 +84,7 @@ class MakeStudent(Step):
 
     macs: float | None = None
     parameters: float | None = None
+    size: float | None = None
     latency: str | None = None
     ways: tuple[Way, ...] = WAYS
     kinds: tuple[Kind, ...] = tuple(KINDS)
@@ -94,13 +98,13 @@ class MakeStudent(Step):
     trial: int = 2048
     epochs: int = 10
     learning_rate: float = 0.02
-    distill: float = 0.7
+    distill: Distillation | float = 0.7
 
     def __post_init__(self) -> None:
         timed = parse_goal(self.latency)[0] if self.latency is not None else None
-        goals = [goal for goal in (self.macs, self.parameters, timed) if goal is not None]
+        goals = [goal for goal in (self.macs, self.parameters, self.size, timed) if goal is not None]
         if len(goals) != 1:
-            raise ValueError("give exactly one goal: macs, parameters or latency, for example macs=0.5")
+            raise ValueError("give exactly one goal: macs, parameters, size or latency, for example macs=0.5")
         if not 0 < goals[0] < 1:
             raise ValueError(f"a goal is a share between 0 and 1, not {goals[0]:g}")
         for format in (self.align, parse_goal(self.latency)[1] if self.latency is not None else None):
@@ -111,15 +115,17 @@ class MakeStudent(Step):
         for name, least in (("multiplier", 1), ("images", 1), ("multiple", 1), ("trial", 0), ("epochs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("distill", "floor"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share between 0 and 1, not {getattr(self, name):g}")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor is a share between 0 and 1, not {self.floor:g}")
+        distillation(self.distill)
 
     @property
     def goal(self) -> tuple[Measure, float]:
         """What is limited and the share to keep; a goal in latency begins as one in multiply-accumulates."""
         if self.latency is not None:
             return "macs", parse_goal(self.latency)[0]
+        if self.size is not None:
+            return "bytes", self.size
         return ("parameters", self.parameters) if self.parameters is not None else ("macs", float(self.macs or 0))
 
     def requires(self, bundle: Bundle) -> None:
@@ -236,6 +242,7 @@ class MakeStudent(Step):
         return PruneChannels(
             macs=share if measure == "macs" else None,
             parameters=share if measure == "parameters" else None,
+            size=share if measure == "bytes" else None,
             importance=self.importance,
             images=self.images,
             scope=self.scope,
@@ -273,6 +280,7 @@ class MakeStudent(Step):
         row: dict[str, Any] = {
             "macs": student.cost.macs / whole.macs,
             "parameters": student.cost.parameters / whole.parameters,
+            "bytes": student.cost.bytes / whole.bytes,
             **student.to_dict(),
         }
         row["fitted"] = judge(made.module()).to_dict()
@@ -310,7 +318,7 @@ class MakeStudent(Step):
 def figures_of(bundle: Bundle) -> dict[str, int]:
     """The figures that a report compares."""
     cost = cost_of(bundle.module())
-    return {"macs": cost.macs, "parameters": cost.parameters}
+    return {"macs": cost.macs, "parameters": cost.parameters, "bytes": cost.bytes}
 
 
 def _mix(key: str) -> tuple[Way, ...]:

@@ -147,6 +147,35 @@ def test_a_goal_in_parameters(before: Bundle, data: Dataset) -> None:
     assert small.steps[-1]["report"]["parameters"]["ratio"] <= 0.42
 
 
+@pytest.mark.parametrize(("network", "share"), [("vgg", 0.6), ("two-blocks", 0.5)])
+def test_every_mix_meets_a_goal_in_bytes(network: str, share: float) -> None:
+    parts = replace(_parts(network), pruning=PruneChannels(size=0.5, multiple=1, epochs=0))
+    stored = [sum(tensor.nbytes for tensor in parts.teacher.program.state_dict.values())]
+    seen = []
+    for mix in mixes(("width", "replace", "depth")):
+        student = assemble(parts, mix, share, "bytes", fit=False)
+        seen.append(student.mix)
+        small = parts.teacher.with_module(student.module)
+        stored = [*stored[:1], sum(tensor.nbytes for tensor in small.program.state_dict.values())]
+        assert stored[1] / stored[0] <= share + 0.03  # num_batches_tracked among them
+        assert student.cost.bytes <= (share + 0.02) * cost_of(parts.teacher.module()).bytes
+    assert {("depth",), ("replace",), ("width",), ("depth", "width")} <= set(seen)
+
+
+def test_a_goal_in_bytes(before: Bundle, data: Dataset) -> None:
+    small = compress(before, f"student:size=0.4,ways=[width,replace],{QUICK}", data)
+    figures = small.steps[-1]["report"]["bytes"]
+    assert figures["ratio"] <= 0.42
+    assert figures["after"] == cost_of(small.module()).bytes
+
+
+def test_a_student_may_learn_by_any_method(before: Bundle, data: Dataset) -> None:
+    settings = "images=128,trial=0,epochs=1,distill=[method=attention]"
+    small = compress(before, f"student:macs=0.5,ways=[width],{settings}", data)
+    assert small.steps[-1]["settings"]["distill"]["method"] == "attention"
+    assert small.steps[-1]["report"]["finetune"]["distill"]["method"] == "attention"
+
+
 class KnownClock(KnownStopwatch):
     """A fixed part of the time, one that goes with the MACs, and one for each operator; counts how often it is asked."""
 
