@@ -162,10 +162,14 @@ def int8_speed() -> list[str]:
         "|---|" + "---|" * len(found),
     ]
     for tool in dict.fromkeys(tool for row in found.values() for tool in row["making"]):
-        made = [row["making"].get(tool, {}) for row in found.values()]
-        cells = [f"{m['seconds']:.1f} s, {m['peak_mib']:.0f}" if "seconds" in m else "failed" for m in made]
+        made = [row["making"].get(tool) for row in found.values()]
+        cells = [_making(result) if result else "" for result in made]
         lines.append(f"| {tool} | {' | '.join(cells)} |")
     return lines
+
+
+def _making(result: dict[str, Any]) -> str:
+    return f"{result['seconds']:.1f} s, {result['peak_mib']:.0f}" if "seconds" in result else "failed"
 
 
 def codebooks() -> list[str]:
