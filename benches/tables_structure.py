@@ -313,12 +313,14 @@ def low_rank() -> list[str]:
         if "tensorly" in rows:
             lines += [
                 "",
-                "Each 3×3 layer at the same rank: the mean share missed of weight and output, and seconds for all:",
+                "Each 3×3 layer at the same rank: the mean share missed of weight and output, and seconds for all (none where "
+                "the run was paused):",
                 "",
             ]
             lines += ["| decomposition | weight | output | s |", "|---|---|---|---|"]
             for tag, row in rows["tensorly"].items():
-                lines.append(f"| {tag} | {row['weight']:.3f} | {row['output']:.3f} | {row['seconds']:.1f} |")
+                seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+                lines.append(f"| {tag} | {row['weight']:.3f} | {row['output']:.3f} | {seconds} |")
         if "clock" in rows:
             runtimes = list(next(iter(rows["clock"]["rows"].values()))["times"])
             lines += ["", "Time × the original's, one thread:", ""]
