@@ -89,7 +89,8 @@ def quantized(tool: str, model: Path, archive: Path, output: Path, arguments: An
     command = [python, __file__, tool, str(model), str(archive), str(output)]
     environment = {**os.environ, "NCNN_TOOLS": str(arguments.ncnn_tools)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1]
+    said = (done.stdout if done.returncode == 0 else done.stderr).strip()
+    last = said.splitlines()[-1] if said else f"exit code {done.returncode} without a word"
     return dict(json.loads(last)) if done.returncode == 0 else {"failed": last[:200]}
 
 

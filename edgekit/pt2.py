@@ -116,7 +116,7 @@ def load_pt2(path: Path) -> ExportedProgram:
 
 @contextlib.contextmanager
 def _type_hints_once() -> Iterator[None]:
-    """Remembers the type hints of classes: torch's loader (2.13) works them out anew for every node, a third of its time."""
+    """Remembers the type hints of classes: torch's loader (2.13) works them out anew for every node."""
     asked, known = typing.get_type_hints, dict[Any, Any]()
 
     def remembered(of: Any, *others: Any, **named: Any) -> Any:
