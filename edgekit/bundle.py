@@ -30,6 +30,7 @@ import edgekit.program as programs
 from edgekit.data.preprocessing import Preprocessing
 from edgekit.errors import BundleError, DataError
 from edgekit.files import atomic_folder, sha256_file
+from edgekit.lift import lifted
 from edgekit.pt2 import load_pt2, save_pt2
 from edgekit.simulation import simulator
 
@@ -90,9 +91,17 @@ class Bundle:
         """A fresh trainable copy of the program (see :func:`edgekit.program.trainable`)."""
         return programs.trainable(self.program)
 
-    def with_module(self, module: GraphModule) -> Bundle:
-        """This bundle with another program in place of its own; samples are forgotten, for they no longer hold."""
-        program = programs.export_program(module, self.input_shape, origin="the edited program")
+    def with_module(self, module: GraphModule, *, shapes_kept: bool = False) -> Bundle:
+        """This bundle with another program in place of its own; samples are forgotten, for they no longer hold.
+
+        Args:
+            module: Made by :meth:`module` and edited since.
+            shapes_kept: Every node has its value, as operators were put in without changing a shape: nothing is traced anew.
+        """
+        if shapes_kept:
+            program = lifted(module, self.program)
+        else:
+            program = programs.export_program(module, self.input_shape, origin="the edited program")
         return replace(self, program=program, samples=None, path=None, written=None)
 
     @property

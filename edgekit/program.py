@@ -128,7 +128,7 @@ def trainable(program: ExportedProgram) -> GraphModule:
 
 def duplicate(module: GraphModule) -> GraphModule:
     """A copy that shares nothing with the original."""
-    with quiet():
+    with quiet(), no_collections():
         return copy.deepcopy(module)
 
 

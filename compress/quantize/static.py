@@ -99,7 +99,7 @@ class Quantize(Step):
             "calibration_images": min(self.images, len(session.dataset.train)),
             **report,
         }
-        return bundle.with_module(module), report
+        return bundle.with_module(module, shapes_kept=True), report
 
     def ensures(self, before: Bundle, after: Bundle) -> None:
         if after.precision != "int8":
