@@ -2,15 +2,16 @@
 
     pip install --no-deps torch-pruning==1.6.0
     python benches/resnet56.py [--shared ../shared/data] [--work runs/resnet56] [--epochs 2] [--times 2.1 --times 3.3]
-        [--distill 0.5]
+        [--distill 0.5] [--seed 1]
 
 Both get the same fine-tuning, data and seed, and may cut to any width, as accuracy is what is compared; runtimes like few of
 these widths, and ``--multiple 4`` keeps ours on a grid. Torch-Pruning chooses by the norm of groups
 (``GroupMagnitudeImportance``), all layers ranked together. It can't follow the parameter-free shortcut (strided slice and
 padded channels), so it cuts inside of the blocks. With ``--distill`` both learn from the original besides, its soft targets
-being so large a share of the loss; such rows stand beside those without. Killed, the same command goes on. Epochs are chosen
-on validation images; the best and the last are told. Figures are on the 5 000 test copies, paired with the original's.
-Results go to benches/results/resnet56.json; the full run is ``--epochs 60 --learning-rate 0.05``.
+being so large a share of the loss; such rows stand beside those without, as do those of another ``--seed``. Killed, the same
+command goes on. Epochs are chosen on validation images; the best and the last are told. Figures are on the 5 000 test copies,
+paired with the original's. Results go to benches/results/resnet56.json; the full run is
+``--epochs 60 --learning-rate 0.05``.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--times", type=float, action="append")
     parser.add_argument("--multiple", type=int, default=1)
     parser.add_argument("--distill", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ours-alone", action="store_true")
     arguments = parser.parse_args()
     original, data = networks.cifar_resnet(arguments.shared, 56)
@@ -61,6 +63,8 @@ def main() -> None:
         original.save(arguments.work / "original")
         finetune += f",distill=[teacher={arguments.work / 'original'},weight={arguments.distill:g}]"
         kind = " distilled"
+    if arguments.seed:
+        kind += f" seed-{arguments.seed}"
     for times in arguments.times or (2.1, 2.5, 3.3):
         cut = f"macs={1 / times:.4f},importance={IMPORTANCE},multiple={arguments.multiple},epochs=0"
         jobs = {"edgekit": (original, [f"prune-channels:{cut}", f"finetune:{finetune}"])}
@@ -70,8 +74,8 @@ def main() -> None:
         results: dict[str, Evaluation] = {}
         for name, (bundle, steps) in jobs.items():
             path = arguments.work / f"{name}-{times:g}-{arguments.epochs}{kind.replace(' ', '-')}"
-            small = edgekit.compress(bundle, steps, data, output=path, progress=log)
-            cut_only = edgekit.compress(bundle, steps[0], data) if len(steps) > 1 else bundle
+            small = edgekit.compress(bundle, steps, data, output=path, seed=arguments.seed, progress=log)
+            cut_only = edgekit.compress(bundle, steps[0], data, seed=arguments.seed) if len(steps) > 1 else bundle
             results[name] = evaluate(small.module(), data.test, original.preprocessing)
             row = _row(original, small, cut_only, steps, data, reference, results[name])
             found["rows"][f"{name} {times:g} {arguments.epochs}{kind}"] = row

@@ -21,7 +21,7 @@ def resnet56() -> list[str]:
     ]
     for name, row in found["rows"].items():
         tool, times, _, *kind = name.split()
-        tool += ", distilled" * bool(kind)
+        tool += "".join(f", {word.replace('-', ' ')}" for word in kind)
         grid = re.search(r"multiple=(\d+)", row["steps"][0])
         tool += f" (in multiples of {grid[1]})" if grid and grid[1] != "1" else ""
         lost = f"{points(row['drop'])} ± {row['standard_error']:.2f}"
