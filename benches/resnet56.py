@@ -2,16 +2,18 @@
 
     pip install --no-deps torch-pruning==1.6.0
     python benches/resnet56.py [--shared ../shared/data] [--work runs/resnet56] [--epochs 2] [--times 2.1 --times 3.3]
-        [--distill 0.5] [--seed 1]
+        [--distill 0.5] [--seed 1] [--importance l2 --rounds 20] [--refit 512]
 
 Both get the same fine-tuning, data and seed, and may cut to any width, as accuracy is what is compared; runtimes like few of
 these widths, and ``--multiple 4`` keeps ours on a grid. Torch-Pruning chooses by the norm of groups
-(``GroupMagnitudeImportance``), all layers ranked together. It can't follow the parameter-free shortcut (strided slice and
-padded channels), so it cuts inside of the blocks. With ``--distill`` both learn from the original besides, its soft targets
-being so large a share of the loss; such rows stand beside those without, as do those of another ``--seed``. Killed, the same
-command goes on. Epochs are chosen on validation images; the best and the last are told. Figures are on the 5 000 test copies,
-paired with the original's. Results go to benches/results/resnet56.json; the full run is
-``--epochs 60 --learning-rate 0.05``.
+(``GroupMagnitudeImportance``), all layers ranked together, in 400 small steps; ours by LASSO at once, or by what
+``--importance`` and ``--rounds`` say: norms in rounds are relative to those of the channels that are left, which spares the last
+stage. Ours isn't refitted unless ``--refit`` says so: that begins higher and ends lower, after epochs over so many images.
+Torch-Pruning can't follow the parameter-free shortcut (strided slice and padded channels), so it cuts inside of the blocks;
+NNCF 3.4 has no pruner of channels. With ``--distill`` both learn from the original besides, its soft targets being so large a
+share of the loss; such rows stand beside those without, as do those of another ``--seed``. Killed, the same command goes on.
+Epochs are chosen on validation images; the best and the last are told. Figures are on the 5 000 test copies, paired with the
+original's. Results go to benches/results/resnet56.json; the full run is ``--epochs 60 --learning-rate 0.05``.
 """
 
 from __future__ import annotations
@@ -38,7 +40,6 @@ from edgekit.program import export_program
 from edgekit.sources.weights import load_weights_into
 
 RESULT = Path(__file__).parent / "results" / "resnet56.json"
-IMPORTANCE = "lasso"
 
 
 def main() -> None:
@@ -52,6 +53,9 @@ def main() -> None:
     parser.add_argument("--multiple", type=int, default=1)
     parser.add_argument("--distill", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--importance", default="lasso")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--refit", type=int, default=0, help="Images to refit ours on after the cut.")
     parser.add_argument("--ours-alone", action="store_true")
     arguments = parser.parse_args()
     original, data = networks.cifar_resnet(arguments.shared, 56)
@@ -65,22 +69,33 @@ def main() -> None:
         kind = " distilled"
     if arguments.seed:
         kind += f" seed-{arguments.seed}"
+    own = f"{kind} {arguments.importance}" + (f"-{arguments.rounds}" if arguments.rounds > 1 else "")
+    own += " refitted" if arguments.refit else ""
     for times in arguments.times or (2.1, 2.5, 3.3):
-        cut = f"macs={1 / times:.4f},importance={IMPORTANCE},multiple={arguments.multiple},epochs=0"
+        cut = f"macs={1 / times:.4f},importance={arguments.importance},rounds={arguments.rounds},between=0"
+        cut += f",multiple={arguments.multiple},reconstruct={arguments.refit},epochs=0"
         jobs = {"edgekit": (original, [f"prune-channels:{cut}", f"finetune:{finetune}"])}
         if not arguments.ours_alone:
             weights = arguments.shared / "weights" / "resnet56_jpeg.safetensors"
             jobs["torch-pruning"] = (_torch_pruning(original, weights, 1 / times), [f"finetune:{finetune}"])
         results: dict[str, Evaluation] = {}
         for name, (bundle, steps) in jobs.items():
-            path = arguments.work / f"{name}-{times:g}-{arguments.epochs}{kind.replace(' ', '-')}"
-            small = edgekit.compress(bundle, steps, data, output=path, seed=arguments.seed, progress=log)
+            key = f"{name} {times:g} {arguments.epochs}{own if name == 'edgekit' else kind}"
+            path = arguments.work / key.replace(" ", "-")
+            # What an earlier run of the command has trained already is taken as it is.
+            trained = (path / "bundle.json").is_file()
+            small = (
+                edgekit.load(path)
+                if trained
+                else edgekit.compress(bundle, steps, data, output=path, seed=arguments.seed, progress=log)
+            )
             cut_only = edgekit.compress(bundle, steps[0], data, seed=arguments.seed) if len(steps) > 1 else bundle
             results[name] = evaluate(small.module(), data.test, original.preprocessing)
             row = _row(original, small, cut_only, steps, data, reference, results[name])
-            found["rows"][f"{name} {times:g} {arguments.epochs}{kind}"] = row
+            found["rows"][key] = row
             if name == "torch-pruning":
-                row["ours_against_it"] = paired_difference(results[name], results["edgekit"])
+                ours = found["rows"][f"edgekit {times:g} {arguments.epochs}{own}"]
+                ours["against_torch_pruning"] = paired_difference(results[name], results["edgekit"])
             write_json(RESULT, {**found, "float_top1": reference.top1, "versions": versions()})
 
 

@@ -16,20 +16,27 @@ def resnet56() -> list[str]:
         "`python benches/resnet56.py`:",
         "",
         "| tool, MACs divided by | MACs × | parameters × | top-1 before training | top-1 after (epochs) | points lost | "
-        "ours against it |",
+        "against Torch-Pruning |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in found["rows"].items():
         tool, times, _, *kind = name.split()
-        tool += "".join(f", {word.replace('-', ' ')}" for word in kind)
+        tool += "".join(f", {_told(word)}" for word in kind)
         grid = re.search(r"multiple=(\d+)", row["steps"][0])
         tool += f" (in multiples of {grid[1]})" if grid and grid[1] != "1" else ""
         lost = f"{points(row['drop'])} ± {row['standard_error']:.2f}"
         cells = [f"{tool}, {times}", f"{row['macs_ratio']:.2f}", f"{row['parameters_ratio']:.2f}"]
         cells += [f"{row['top1_before_training']:.2f} %", f"{row['top1']:.2f} % ({len(row['history'])})", lost]
-        cells.append("{:+.2f} ± {:.2f}".format(*row["ours_against_it"]) if "ours_against_it" in row else "")
+        beside = row.get("against_torch_pruning")
+        cells.append("{:+.2f} ± {:.2f}".format(*beside) if beside else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _told(word: str) -> str:
+    """A word of a row's name: ``l2-20`` are 20 rounds by L2."""
+    name, _, number = word.partition("-")
+    return f"{name} {number}" if name == "seed" else f"{name} in {number} rounds" if number else name
 
 
 def student() -> list[str]:
