@@ -2,13 +2,13 @@
 
     pip install --no-deps torch-pruning==1.6.0
     python benches/resnet56.py [--shared ../shared/data] [--work runs/resnet56] [--epochs 2] [--times 2.1 --times 3.3]
-        [--distill 0.5] [--seed 1] [--importance l2 --rounds 20] [--refit 512]
+        [--distill 0.5] [--seed 1] [--importance energy --rounds 40 --inside] [--refit 512]
 
 Both get the same fine-tuning, data and seed, and may cut to any width, as accuracy is what is compared; runtimes like few of
 these widths, and ``--multiple 4`` keeps ours on a grid. Torch-Pruning chooses by the norm of groups
 (``GroupMagnitudeImportance``), all layers ranked together, in 400 small steps; ours by LASSO at once, or by what
-``--importance`` and ``--rounds`` say: norms in rounds are relative to those of the channels that are left, which spares the last
-stage. Ours isn't refitted unless ``--refit`` says so: that begins higher and ends lower, after epochs over so many images.
+``--importance`` and ``--rounds`` say: norms in rounds are relative to those of the channels that are left, which spares the
+last stage. Ours isn't refitted unless ``--refit`` says so: that begins higher and ends lower, after epochs over many images.
 Torch-Pruning can't follow the parameter-free shortcut (strided slice and padded channels), so it cuts inside of the blocks;
 NNCF 3.4 has no pruner of channels. With ``--distill`` both learn from the original besides, its soft targets being so large a
 share of the loss; such rows stand beside those without, as do those of another ``--seed``. Killed, the same command goes on.
@@ -55,6 +55,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--importance", default="lasso")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--inside", action="store_true", help="Cut inside of the blocks alone, as Torch-Pruning has to."
+    )
     parser.add_argument("--refit", type=int, default=0, help="Images to refit ours on after the cut.")
     parser.add_argument("--ours-alone", action="store_true")
     arguments = parser.parse_args()
@@ -70,9 +73,11 @@ def main() -> None:
     if arguments.seed:
         kind += f" seed-{arguments.seed}"
     own = f"{kind} {arguments.importance}" + (f"-{arguments.rounds}" if arguments.rounds > 1 else "")
+    own += " inside" if arguments.inside else ""
     own += " refitted" if arguments.refit else ""
     for times in arguments.times or (2.1, 2.5, 3.3):
         cut = f"macs={1 / times:.4f},importance={arguments.importance},rounds={arguments.rounds},between=0"
+        cut += ",keep=[conv1,*.conv2]" if arguments.inside else ""
         cut += f",multiple={arguments.multiple},reconstruct={arguments.refit},epochs=0"
         jobs = {"edgekit": (original, [f"prune-channels:{cut}", f"finetune:{finetune}"])}
         if not arguments.ours_alone:

@@ -58,7 +58,8 @@ class PruneChannels(Step):
         ratio: Share of the multiply-accumulates to cut; ``ratio=0.5`` is ``macs=0.5``.
         latency: Share of the measured latency to keep and the format in whose runtime to measure it, such as
             ``0.5@tflite``: one thread of this machine, by trials.
-        importance: What ranks channels, together with all that are coupled: the norm of their weights, their filters' distance
+        importance: What ranks channels, together with all that are coupled: the norm of their weights (``l1``, ``l2``, or
+            ``energy``, which is for cutting in ``rounds``), their filters' distance
             to the others of the layer (``geometric-median``), the scale of batch norm, or chance, as a control; or, by
             ``images`` training images, the change of the loss to first (``taylor``) or second order (``fisher``), what it
             brings to the layers that read it (``lasso``), or that and what it does for telling the classes apart

@@ -10,6 +10,10 @@ first, because a filter's own scale says nothing in front of a normalization.
 What data tells about a channel (Taylor, Fisher, LASSO) is in :mod:`edgekit.compress.prune.evidence`, what it does for
 telling classes apart in :mod:`edgekit.compress.prune.discrimination`.
 
+``energy`` is the mean of the squared norms, as they are, over the parts of a class, relative to the mean of the classes that
+the same layer makes. In rounds, each relative to what the one before left, it spares the layers where every channel counts (the
+form of Fang et al.'s own implementation).
+
 The geometric median scores the weights that make a channel alike, by their distance to the other filters of the layer. The
 scale of batch norm has units of its own, which all layers share.
 
@@ -35,7 +39,7 @@ from edgekit.program import aten, attribute, layer_name
 
 Norm = Literal["l1", "l2"]
 Importance = Literal[
-    "l1", "l2", "geometric-median", "batch-norm", "taylor", "fisher", "lasso", "discrimination", "random"
+    "l1", "l2", "energy", "geometric-median", "batch-norm", "taylor", "fisher", "lasso", "discrimination", "random"
 ]
 FROM_DATA = ("taylor", "fisher", "lasso", "discrimination")
 """The criteria that look at images."""
@@ -96,6 +100,8 @@ def _scores(flow: Flow, importance: Importance, batches: Batches | None, seed: i
         return _batch_norm_scales(flow)
     if importance == "geometric-median":
         return _distances(flow)
+    if importance == "energy":
+        return _energies(flow)
     if importance == "random":
         roots = sorted(_by_norm(flow, "l2"))
         return dict(zip(roots, np.random.default_rng(seed).random(len(roots)).tolist(), strict=True))
@@ -119,6 +125,28 @@ def _by_norm(flow: Flow, norm: Norm) -> dict[int, float]:
             if not flow.is_frozen(root):
                 parts[root].append(value)
     return {root: float(np.linalg.norm(values, order)) for root, values in parts.items()}
+
+
+def _energies(flow: Flow) -> dict[int, float]:
+    """An average class of a layer gives 1."""
+    parts: dict[int, list[float]] = defaultdict(list)
+    makers: dict[int, str] = {}
+    for slot in flow.slots:
+        if slot.role == "vector":
+            continue
+        rows = _rows(flow.module, slot)
+        energies = slice_norms(rows, 0, "l2") ** 2
+        for root, value in zip(flow.roots(slot.ids[: len(rows)]).tolist(), energies.tolist(), strict=True):
+            if flow.is_frozen(root):
+                continue
+            parts[root].append(value)
+            if slot.role == "out":
+                makers.setdefault(root, slot.parameter)
+    means = {root: float(np.mean(values)) for root, values in parts.items()}
+    alike: dict[str | None, list[float]] = defaultdict(list)
+    for root, value in means.items():
+        alike[makers.get(root)].append(value)
+    return {root: value / max(float(np.mean(alike[makers.get(root)])), 1e-30) for root, value in means.items()}
 
 
 def _distances(flow: Flow) -> dict[int, float]:

@@ -308,6 +308,37 @@ def test_geometric_median_against_numpy() -> None:
     np.testing.assert_allclose([scores[root] for root in roots], distances / distances.mean(), rtol=1e-6)
 
 
+def test_energy_against_numpy() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn1, self.conv2 = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Conv2d(12, 6, 3)
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.conv2(torch.relu(self.bn1(self.conv1(x))))).mean((2, 3)))
+
+    network = Two().eval()
+    nn.init.normal_(network.bn1.weight, generator=torch.Generator().manual_seed(0))
+    _, flow, roots = _first_layer(network)
+    made = (
+        network.conv1.weight.detach().double().numpy()
+        * network.bn1.weight.detach().double().numpy()[:, None, None, None]
+    )
+    made = made / np.sqrt(1 + 1e-5)
+    read = network.conv2.weight.detach().double().numpy()
+    energies = ((made**2).sum((1, 2, 3)) + (read**2).sum((0, 2, 3))) / 2
+    scores = class_scores(flow, "energy")
+    np.testing.assert_allclose([scores[root] for root in roots], energies / energies.mean(), rtol=1e-6)
+
+
+def test_energy_in_rounds_is_relative_to_what_is_left(before: Bundle) -> None:
+    step = "prune-channels:macs=0.4,importance=energy,multiple=1,reconstruct=0,between=0,epochs=0"
+    once, often = compress(before, f"{step},rounds=1"), compress(before, f"{step},rounds=8")
+    assert cost_of(often.module()).macs <= 0.4 * cost_of(before.module()).macs
+    assert once.fingerprint != often.fingerprint
+
+
 def test_batch_norm_scales_rank_and_a_layer_without_is_named() -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:
@@ -359,7 +390,7 @@ def test_chance_is_the_same_for_the_same_seed() -> None:
     assert class_scores(flow, "random", seed=1) != class_scores(flow, "random", seed=2)
 
 
-@pytest.mark.parametrize("importance", ["geometric-median", "taylor", "random"])
+@pytest.mark.parametrize("importance", ["energy", "geometric-median", "taylor", "random"])
 def test_every_importance_prunes_to_the_goal(importance: str, before: Bundle, data: Dataset) -> None:
     step = f"prune-channels:macs=0.6,epochs=0,importance={importance}"
     small, again = compress(before, step, data), compress(before, step, data)

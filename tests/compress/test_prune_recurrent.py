@@ -326,7 +326,7 @@ def test_taylor_is_the_slope_of_the_loss_along_a_cell() -> None:
     assert class_scores(flow, "taylor", batches=[(x, y)])[cell] == pytest.approx(slope**2, rel=1e-6)
 
 
-@pytest.mark.parametrize("importance", ["fisher", "lasso", "discrimination", "random", "geometric-median"])
+@pytest.mark.parametrize("importance", ["fisher", "lasso", "discrimination", "random", "energy", "geometric-median"])
 def test_every_criterion_that_needs_no_batch_norm_ranks_cells(importance: str) -> None:
     torch.manual_seed(0)
     module = trainable(export_program(Recurrent("gru", both=True), (STEPS, FEATURES)))
