@@ -12,8 +12,9 @@ def resnet56() -> list[str]:
     """Channel pruning beside another toolkit."""
     found = result("resnet56")
     lines = [
-        f"**Channels cut from ResNet-56** (CIFAR-10, float {found['float_top1']:.2f} %; the same few epochs for both), "
-        "`python benches/resnet56.py`:",
+        f"**Channels cut from ResNet-56** (CIFAR-10, float {found['float_top1']:.2f} %; the same few epochs for both; "
+        "README names the row of ours that validation images prefer), `python benches/resnet56.py` with the settings that each "
+        "row tells (`--importance`, `--rounds`, `--inside`, `--refit`, `--multiple`, `--distill`):",
         "",
         "| tool, MACs divided by | MACs × | parameters × | top-1 before training | top-1 after (epochs) | points lost | "
         "against Torch-Pruning |",
