@@ -103,8 +103,9 @@ def matrix() -> list[str]:
     if emulated:
         lines += [
             "",
-            "**Counted on emulated ARM** (millions of instructions of one inference: all, dot products in brackets), "
-            "`python benches/matrix.py --images 0 --target emulated:cortex-a76 …`:",
+            "**Counted on emulated ARM** (millions of instructions of one inference: all, dot products in brackets; "
+            f"top-1 on {found['images']} images where they were run there), "
+            "`python benches/matrix.py --target emulated:cortex-a76 …`, for counts alone with `--images 0`:",
             "",
         ]
         targets = list(dict.fromkeys(key[1] for key in emulated))
