@@ -153,13 +153,27 @@ def _torch_pruning(original: Bundle, weights: Path, goal: float) -> Bundle:
         iterative_steps=400,
         ignored_layers=streams,
     )
-    whole = cost_of(original.module()).macs
-    bundle = original
-    while True:
+    whole = _macs(module, x)
+    while _macs(module, x) > goal * whole:
         pruner.step()
-        bundle = replace(original, program=export_program(module, original.input_shape), samples=None, path=None)
-        if cost_of(bundle.module()).macs <= goal * whole:
-            return bundle
+    return replace(original, program=export_program(module, original.input_shape), samples=None, path=None)
+
+
+def _macs(module: torch.nn.Module, x: torch.Tensor) -> int:
+    """Of convolutions and linear layers, counted as they run: for hundreds of small steps quicker than by an export."""
+    found = []
+    layers = [layer for layer in module.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
+    handles = [
+        layer.register_forward_hook(
+            lambda layer, _, y: found.append(y.numel() // len(layer.weight) * layer.weight.numel())
+        )
+        for layer in layers
+    ]
+    with torch.no_grad():
+        module(x)
+    for handle in handles:
+        handle.remove()
+    return sum(found)
 
 
 if __name__ == "__main__":

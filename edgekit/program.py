@@ -400,6 +400,44 @@ def refresh_shapes(module: GraphModule, example: torch.Tensor) -> None:
         Recorder(module).run(example)
 
 
+def refresh_values(module: GraphModule) -> bool:
+    """Recomputes ``meta["val"]`` of every node after an edit, sizes that depend on the batch staying free.
+
+    Args:
+        module: A graph made by :func:`trainable` and edited since, whose input has its value still.
+
+    Returns:
+        Whether every node has its value; not where an edit changed how a size depends on the batch. Then trace it anew.
+    """
+    given = input_node(module).meta["val"]
+    fine = True
+
+    def value(was: Any, now: Any) -> Any:
+        nonlocal fine
+        if isinstance(now, (list, tuple)):
+            return [value(*pair) for pair in zip(was, now, strict=True)]
+        if not isinstance(now, torch.Tensor):
+            return was
+        free = [not isinstance(size, int) for size in was.shape]
+        sizes = [old if frees else new for old, new, frees in zip(was.shape, now.shape, free, strict=True)]
+        fine &= all(old.node.hint == new for old, new, frees in zip(was.shape, now.shape, free, strict=True) if frees)
+        return torch.empty(sizes, dtype=now.dtype)
+
+    class Recorder(torch.fx.Interpreter):
+        def run_node(self, n: Node) -> Any:
+            result = super().run_node(n)
+            if n.op in ("call_function", "get_attr"):
+                with given.fake_mode:
+                    n.meta["val"] = value(n.meta["val"], result)
+            return result
+
+    with torch.no_grad():
+        Recorder(module).run(
+            torch.zeros([s if isinstance(s, int) else s.node.hint for s in given.shape], dtype=given.dtype)
+        )
+    return fine
+
+
 def node_values(module: GraphModule, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """Runs the graph and returns the value of every tensor node by its name."""
     values: dict[str, torch.Tensor] = {}

@@ -19,7 +19,7 @@ from edgekit.compress.distill.teacher import refuse_unfit_teachers
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.flow import Flow, analyse
 from edgekit.compress.prune.importance import ABREAST, FROM_DATA, Batches, Importance, class_scores
-from edgekit.compress.prune.reconstruct import Refit, images_at_once, kept_positions, reconstruct
+from edgekit.compress.prune.reconstruct import Refit, Stays, images_at_once, kept_positions, reconstruct
 from edgekit.compress.prune.recurrent import GATES, parameter_costs
 from edgekit.compress.prune.rules import RULES
 from edgekit.compress.prune.selection import select
@@ -39,7 +39,7 @@ from edgekit.compress.step import Context, Progress, Step, needs_float_weights, 
 from edgekit.cost import Cost, cost_of
 from edgekit.errors import StepError
 from edgekit.files import write_json
-from edgekit.program import aten, attribute, duplicate, layer_name, shape_of
+from edgekit.program import aten, attribute, duplicate, layer_name, refresh_values, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class PruneChannels(Step):
             cut, by least squares; 0 leaves them as they are. It is what a few steps of training, or none, can't do without;
             ResNet-56, trained afterwards for two epochs of 45 000 images, ended higher without it (``benches/resnet56.py``).
         rounds: Cut in so many rounds, each the same share of what is left, with ``between`` epochs after all but the last.
-        between: Epochs of fine-tuning between rounds.
+        between: Epochs of fine-tuning between rounds; with 0 they are small steps of one cut, each ranked by what is left.
         epochs: Epochs of fine-tuning after the (last) cut.
         learning_rate: Peak learning rate of the fine-tuning.
         distill: Share of the original network's soft targets in the fine-tuning's loss, 0 to 1, the rest being cross-entropy;
@@ -163,19 +163,20 @@ class PruneChannels(Step):
     def _apply(self, bundle: Bundle, context: Context) -> tuple[Bundle, dict[str, Any]]:
         original, before = bundle, cost_of(bundle.module())
         measure, share = self.goal
+        # Without training between them, rounds are steps of one cut.
+        cuts = self.rounds if self.between else 1
         rounds: list[dict[str, Any]] = []
         report: dict[str, Any] = {}
-        for number in range(1, self.rounds + 1):
+        for number in range(1, cuts + 1):
             now = getattr(cost_of(bundle.module()), measure)
-            # The same share of what is left in each round; the last one meets the goal exactly.
-            goal = min(share ** (number / self.rounds) * getattr(before, measure) / now, 1 - 1e-9)
+            goal = _goal_of_round(number, cuts, share, getattr(before, measure), now)
             bundle, found = self._cut(bundle, context, goal)
-            last = number == self.rounds
+            last = number == cuts
             epochs = self.epochs if last else self.between
             if epochs:
                 finetune = Finetune(epochs=epochs, learning_rate=self.learning_rate, distill=self.distill)
                 folder = context.checkpoints
-                if folder is not None and self.rounds > 1:
+                if folder is not None and cuts > 1:
                     folder = folder / f"round-{number}"
                     folder.mkdir(exist_ok=True)
                 bundle, found["finetune"] = finetune.train(bundle, replace(context, checkpoints=folder), original)
@@ -220,14 +221,16 @@ class PruneChannels(Step):
     def _cutting(self, bundle: Bundle, context: Context) -> Cut:
         """Cuts to a share on a grid, the weights left as they are: it is for the clock."""
         batches = self.evidence(bundle, context)
-        scores = class_scores(analyse(bundle.module(), RULES), self.importance, batches=batches, seed=context.seed)
+        scores = None
+        if self.rounds == 1 or self.between:
+            scores = class_scores(analyse(bundle.module(), RULES), self.importance, batches=batches, seed=context.seed)
         name = self.goal[0]
         measure = "macs" if name == "latency" else name
 
         def cut_to(share: float, multiple: int) -> Bundle | None:
             module = bundle.module()
             try:
-                prune(module, self._settled(measure, share, multiple), scores=scores)
+                prune(module, self._settled(measure, share, multiple), batches=batches, scores=scores)
             except StepError:
                 return None
             return bundle.with_module(module)
@@ -249,7 +252,13 @@ class PruneChannels(Step):
             count = images_at_once(module, self.reconstruct)
             images = samples.images(self.name, bundle, context, count)
         flow, refitted = prune(
-            module, self, goal=goal, batches=batches, images=images, seed=context.seed, progress=context.progress
+            module,
+            self,
+            goal=goal,
+            batches=batches,
+            images=images,
+            seed=context.seed,
+            progress=context.progress,
         )
         report: dict[str, Any] = {"barriers": [vars(barrier) for barrier in flow.barriers]}
         if refitted:
@@ -293,29 +302,56 @@ def prune(
 ) -> tuple[Flow, list[Refit]]:
     """Cuts channels of a graph in place, without fine-tuning.
 
+    Where the settings train between their rounds, this is one of them; where they don't, all rounds are done here, each ranked
+    by what the one before left, and the weights are refitted once, after the last.
+
     Args:
         module: The graph.
         settings: The goal, and what ranks channels.
         goal: The share to keep in place of that of the settings.
         batches: Inputs and labels, where data ranks channels.
-        scores: The channels' importance, where it is known from an earlier analysis of the same graph.
+        scores: The channels' importance, where it is known from an earlier analysis of the same graph; for one round.
         images: Inputs to refit the weights that are left on, shape (n, …); None leaves them.
         seed: Of chance.
-        progress: Told how far the refitting has come.
+        progress: Told how far it has come.
 
     Returns:
-        The analysis that led there, and the layers that were refitted.
+        The analysis of the last round, and the layers that were refitted.
 
     Raises:
         StepError: If nothing can be cut, or the goal can't be met.
     """
-    flow, removed = choose(module, settings, goal=goal, batches=batches, scores=scores, seed=seed)
+    measure, share = settings.goal
+    share = share if goal is None else goal
     floats = duplicate(module) if images is not None else module
-    kept = kept_positions(flow, removed) if images is not None else {}
-    cut(flow, removed)
+    kept: Stays = {}
+    rounds = settings.rounds if not settings.between else 1
+    if batches is not None and rounds > 1:
+        batches = list(batches)  # every round looks at them
+    whole = getattr(cost_of(module), measure)
+    for number in range(1, rounds + 1):
+        if number > 1:
+            progress(number - 1, rounds, "choosing channels")
+            if not refresh_values(module):
+                raise StepError("a size depends on the batch and on channels at once", "Cut it in one round: rounds=1.")
+        now = _goal_of_round(number, rounds, share, whole, getattr(cost_of(module), measure))
+        flow, removed = choose(module, settings, goal=now, batches=batches, scores=scores, seed=seed)
+        if images is not None:
+            kept = _kept_of(kept, kept_positions(flow, removed))
+        cut(flow, removed)
     if images is None:
         return flow, []
     return flow, reconstruct(floats, module, kept, images, seed=seed, progress=progress)
+
+
+def _goal_of_round(number: int, rounds: int, share: float, whole: float, left: float) -> float:
+    """The share of what is left to keep: the same in each round, and the last one meets the goal exactly."""
+    return share if rounds == 1 else min(share ** (number / rounds) * whole / left, 1.0)
+
+
+def _kept_of(before: Stays, now: Stays) -> Stays:
+    """The positions, in what was there before the first round, of what is left after this one."""
+    return {name: (dim, before[name][1][stays] if name in before else stays) for name, (dim, stays) in now.items()}
 
 
 def choose(

@@ -10,9 +10,10 @@ first, because a filter's own scale says nothing in front of a normalization.
 What data tells about a channel (Taylor, Fisher, LASSO) is in :mod:`edgekit.compress.prune.evidence`, what it does for
 telling classes apart in :mod:`edgekit.compress.prune.discrimination`.
 
-``energy`` is the mean of the squared norms, as they are, over the parts of a class, relative to the mean of the classes that
-the same layer makes. In rounds, each relative to what the one before left, it spares the layers where every channel counts (the
-form of Fang et al.'s own implementation).
+``energy`` is the mean of the squared norms over the parts of a class, relative to the mean of the classes that the same layer
+makes; batch norm isn't folded in, its scale is a part of its own (the form of Fang et al.'s own implementation, whose choice
+for ResNet-56 it comes to). In many rounds, each relative to what the one before left, it spares the layers where every channel
+counts.
 
 The geometric median scores the weights that make a channel alike, by their distance to the other filters of the layer. The
 scale of batch norm has units of its own, which all layers share.
@@ -132,9 +133,9 @@ def _energies(flow: Flow) -> dict[int, float]:
     parts: dict[int, list[float]] = defaultdict(list)
     makers: dict[int, str] = {}
     for slot in flow.slots:
-        if slot.role == "vector":
+        if slot.role == "vector" and not _is_scale(slot):
             continue
-        rows = _rows(flow.module, slot)
+        rows = _rows(flow.module, slot, folded=False)
         energies = slice_norms(rows, 0, "l2") ** 2
         for root, value in zip(flow.roots(slot.ids[: len(rows)]).tolist(), energies.tolist(), strict=True):
             if flow.is_frozen(root):
@@ -168,9 +169,7 @@ def _batch_norm_scales(flow: Flow) -> dict[int, float]:
     """The mean magnitude of the scales that batch norm gives the channels of a class."""
     parts: dict[int, list[float]] = defaultdict(list)
     for slot in flow.slots:
-        if slot.node.target is not aten.batch_norm.default or slot.parameter != str(
-            getattr(slot.node.args[1], "target", "")
-        ):
+        if not _is_scale(slot):
             continue
         scales = attribute(flow.module, slot.parameter).detach().abs().double().tolist()
         for root, value in zip(flow.roots(slot.ids).tolist(), scales, strict=True):
@@ -186,15 +185,21 @@ def _batch_norm_scales(flow: Flow) -> dict[int, float]:
     return {root: float(np.mean(values)) for root, values in parts.items()}
 
 
+def _is_scale(slot: Slot) -> bool:
+    """Whether it is the scale of a batch norm."""
+    norm = slot.node.target is aten.batch_norm.default
+    return norm and slot.parameter == str(getattr(slot.node.args[1], "target", ""))
+
+
 def slice_norms(weight: np.ndarray, dim: int, norm: Norm) -> np.ndarray:
     """The norm of each slice of a weight along ``dim``; float64, shape (size of that dimension,)."""
     rows = np.moveaxis(weight.astype(np.float64), dim, 0).reshape(weight.shape[dim], -1)
     return np.abs(rows).sum(1) if norm == "l1" else np.sqrt((rows**2).sum(1))
 
 
-def _rows(module: GraphModule, slot: Slot) -> np.ndarray:
+def _rows(module: GraphModule, slot: Slot, *, folded: bool = True) -> np.ndarray:
     """What a weight holds of each channel, (channels, …); a cell's rows in all gates are one part, not four or three."""
-    if slot.node.target in GATES:
+    if slot.node.target in GATES or not folded:
         weight = attribute(module, slot.parameter).detach().to(torch.float64).numpy()
     else:
         weight = _folded_weight(module, slot.node)

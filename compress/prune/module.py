@@ -62,13 +62,13 @@ def prune(
         >>> small(torch.zeros(5, 3, 8, 8)).shape
         torch.Size([5, 4, 4, 4])
     """
-    training = sorted({"epochs", "between", "rounds", "learning_rate", "distill"} & settings.keys())
+    training = sorted({"epochs", "between", "learning_rate", "distill"} & settings.keys())
     if training:
         raise UsageError(
             f"edgekit.prune does not train, so {', '.join(training)} can't be set",
             "Train the network that it returns, or use edgekit.compress with a data set.",
         )
-    chosen = settings_of.build(PruneChannels, {**settings, "epochs": 0}, what="edgekit.prune")
+    chosen = settings_of.build(PruneChannels, {**settings, "epochs": 0, "between": 0}, what="edgekit.prune")
     graph = trainable(export_program(copy.deepcopy(module).cpu(), tuple(inputs.shape[1:])))
     batches = None
     if chosen.importance in FROM_DATA:
