@@ -12,13 +12,13 @@ def resnet56() -> list[str]:
     """Channel pruning beside another toolkit."""
     found = result("resnet56")
     lines = [
-        f"**Channels cut from ResNet-56** (CIFAR-10, float {found['float_top1']:.2f} %; the same few epochs for both; "
-        "README names the row of ours that validation images prefer), `python benches/resnet56.py` with the settings that each "
-        "row tells (`--importance`, `--rounds`, `--inside`, `--refit`, `--multiple`, `--distill`):",
+        f"**Channels cut from ResNet-56** (CIFAR-10, float {found['float_top1']:.2f} %; the same training for both where the "
+        "epochs are as many; README names the row of ours that validation images prefer), `python benches/resnet56.py`; rows "
+        "of other settings by `--importance`, `--rounds`, `--whole`, `--refit`, `--multiple`, `--distill`, `--epochs`:",
         "",
-        "| tool, MACs divided by | MACs × | parameters × | top-1 before training | top-1 after (epochs) | points lost | "
-        "against Torch-Pruning |",
-        "|---|---|---|---|---|---|---|",
+        "| tool, MACs divided by | MACs × | parameters × | top-1 before training | validation top-1 by epoch | top-1 after | "
+        "points lost | against Torch-Pruning |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found["rows"].items():
         tool, times, _, *kind = name.split()
@@ -27,7 +27,8 @@ def resnet56() -> list[str]:
         tool += f" (in multiples of {grid[1]})" if grid and grid[1] != "1" else ""
         lost = f"{points(row['drop'])} ± {row['standard_error']:.2f}"
         cells = [f"{tool}, {times}", f"{row['macs_ratio']:.2f}", f"{row['parameters_ratio']:.2f}"]
-        cells += [f"{row['top1_before_training']:.2f} %", f"{row['top1']:.2f} % ({len(row['history'])})", lost]
+        epochs = ", ".join(f"{epoch['validation_top1']:.2f}" for epoch in row["history"])
+        cells += [f"{row['top1_before_training']:.2f} %", epochs, f"{row['top1']:.2f} %", lost]
         beside = row.get("against_torch_pruning")
         cells.append("{:+.2f} ± {:.2f}".format(*beside) if beside else "")
         lines.append(f"| {' | '.join(cells)} |")

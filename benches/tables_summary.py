@@ -96,7 +96,7 @@ def _qat(found: dict[str, Any]) -> str:
 
 
 def _resnet56(found: dict[str, Any]) -> str:
-    told = []
+    told, longer = [], []
     # Of ours, taught by labels alone, the one that validation images prefer.
     labels = {name: row for name, row in found["rows"].items() if "distilled" not in name}
     for times in sorted({name.split()[1] for name in labels}):
@@ -105,7 +105,12 @@ def _resnet56(found: dict[str, Any]) -> str:
         other = next((row for tool, row in of if tool != "edgekit"), None)
         lost = [f"{points(row['drop'])} ± {row['standard_error']:.2f}" for row in (ours, other) if row]
         told.append(f"{times}× {lost[0]}" + (f" (Torch-Pruning {lost[1]})" if other else ""))
-    return f"points lost after {len(next(iter(labels.values()))['history'])} epochs: {'; '.join(told)}"
+    short = len(next(iter(labels.values()))["history"])
+    for name, row in found["rows"].items():
+        if len(row["history"]) > short:
+            lost = f"{points(row['drop'])} ± {row['standard_error']:.2f}"
+            longer.append(f"; {name.split()[1]}× {lost} after {len(row['history'])}, taught by the original")
+    return f"points lost after {short} epochs: {'; '.join(told)}{''.join(longer)}"
 
 
 def _classes(found: dict[str, Any]) -> str:

@@ -222,7 +222,10 @@ class PruneChannels(Step):
         """Cuts to a share on a grid, the weights left as they are: it is for the clock."""
         batches = self.evidence(bundle, context)
         scores = None
-        if self.rounds == 1 or self.between:
+        if self.rounds > 1 and not self.between:
+            # Every trial ranks anew, round by round.
+            batches = list(batches) if batches is not None else None
+        else:
             scores = class_scores(analyse(bundle.module(), RULES), self.importance, batches=batches, seed=context.seed)
         name = self.goal[0]
         measure = "macs" if name == "latency" else name
