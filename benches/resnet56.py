@@ -7,9 +7,10 @@
 Both get the same fine-tuning, data and seed, and may cut to any width, as accuracy is what is compared; runtimes like few of
 these widths, and ``--multiple 4`` keeps ours on a grid. Torch-Pruning chooses by the norm of groups
 (``GroupMagnitudeImportance``), all layers ranked together, in 400 small steps; ours by ``energy`` in 100, which comes to nearly
-the same widths, or by what ``--importance`` and ``--rounds`` say. Ours isn't refitted unless ``--refit`` says so: that begins
-higher and ends lower, after epochs over many images. Torch-Pruning can't follow the parameter-free shortcut (strided slice and
-padded channels), so it cuts inside of the blocks, as ours does without ``--whole``; NNCF 3.4 has no pruner of channels.
+the same widths (at 2.5 times to the same network, to the bit), or by what ``--importance`` and ``--rounds`` say. Ours isn't
+refitted unless ``--refit`` says so: that begins higher and ends lower, after epochs over many images. Torch-Pruning can't
+follow the parameter-free shortcut (strided slice and padded channels), so it cuts inside of the blocks, as ours does without
+``--whole``; NNCF 3.4 has no pruner of channels.
 With ``--distill`` both learn from the original besides, its soft targets being so large a share of the loss; such rows stand
 beside those without, as do those of another ``--seed``. Killed, the same command goes on.
 Epochs are chosen on validation images; the best and the last are told. Figures are on the 5 000 test copies, paired with the
