@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import shlex
 import signal
 import socket
 import struct
@@ -304,6 +305,8 @@ def _give(stream: _Stream, path: str) -> None:
 def adb(folder: Path) -> Iterator[dict[str, str]]:
     """Android's real client, Debian's build, with a server of its own; yields the variables that bring it onto the PATH.
 
+    The client has a home folder of its own for its keys. The tests keep theirs: the cache is found by it.
+
     Args:
         folder: For its keys and the command.
 
@@ -316,20 +319,18 @@ def adb(folder: Path) -> Iterator[dict[str, str]]:
             debian.unpack(("adb",), debian.host_architecture(), unpacked, lambda done, total, text: None)
     words = debian.host_program(unpacked, "usr/lib/android-sdk/platform-tools/adb")
     command = folder / "adb"
-    command.write_text("#!/bin/sh\nexec " + " ".join(f"'{word}'" for word in words) + ' "$@"\n', encoding="utf-8")
+    started = shlex.join(["env", f"HOME={folder}", *words])
+    command.write_text(f'#!/bin/sh\nexec {started} "$@"\n', encoding="utf-8")
     command.chmod(0o755)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    variables = {
-        "PATH": f"{folder}:{os.environ['PATH']}", "ANDROID_ADB_SERVER_PORT": str(port), "HOME": str(folder),
-        "ADB_MDNS": "0",
-    }  # fmt: skip
+    variables = {"PATH": f"{folder}:{os.environ['PATH']}", "ANDROID_ADB_SERVER_PORT": str(port), "ADB_MDNS": "0"}
     with (folder / "log").open("wb") as log:
         # In the foreground: to fork it would start itself by a name that its loader does not know.
         server = subprocess.Popen(
             [*words, "nodaemon", "server"],
-            env={**os.environ, **variables},
+            env={**os.environ, **variables, "HOME": str(folder)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

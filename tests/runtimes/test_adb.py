@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -64,6 +65,13 @@ def test_nothing_is_left_there_but_the_worker(device: Device, tmp_path: Path) ->
         worker.open(write_fake(tmp_path / "a.fake"), RUNTIME, Options())
         assert worker.run(X)[0].shape == (2, 1)
     assert os.listdir(os.environ["EDGEKIT_TARGET_FOLDER"]) == ["kits"]
+
+
+def test_only_the_client_has_another_home_folder(device: Device) -> None:
+    command = shutil.which("adb")
+    assert command is not None
+    assert (Path(command).parent / ".android" / "adbkey").is_file(), "its keys"
+    assert Path.home() != Path(command).parent, "the cache of the tests is found by it"
 
 
 def test_a_full_disk_there_is_a_clear_error_and_leaves_nothing(device: Device, tmp_path: Path) -> None:
