@@ -2,7 +2,7 @@
 
     pip install --no-deps torch-pruning==1.6.0
     python benches/resnet56.py [--shared ../shared/data] [--work runs/resnet56] [--epochs 2] [--times 2.1 --times 3.3]
-        [--distill 0.5] [--seed 1] [--importance lasso --rounds 1 --whole] [--refit 512]
+        [--distill 0.5] [--precision bfloat16] [--seed 1] [--importance lasso --rounds 1 --whole] [--refit 512]
 
 Both get the same fine-tuning, data and seed, and may cut to any width, as accuracy is what is compared; runtimes like few of
 these widths, and ``--multiple 4`` keeps ours on a grid. Torch-Pruning chooses by the norm of groups
@@ -53,6 +53,9 @@ def main() -> None:
     parser.add_argument("--times", type=float, action="append")
     parser.add_argument("--multiple", type=int, default=1)
     parser.add_argument("--distill", type=float, default=0.0)
+    parser.add_argument(
+        "--precision", default="float32", help="Of the training; bfloat16 is faster where the processor has it."
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--importance", default="energy")
     parser.add_argument("--rounds", type=int, default=100)
@@ -69,6 +72,9 @@ def main() -> None:
         original.save(arguments.work / "original")
         finetune += f",distill=[teacher={arguments.work / 'original'},weight={arguments.distill:g}]"
         kind = " distilled"
+    if arguments.precision != "float32":
+        finetune += f",precision={arguments.precision}"
+        kind += f" {arguments.precision}"
     if arguments.seed:
         kind += f" seed-{arguments.seed}"
     own = f"{kind} {arguments.importance}" + (f"-{arguments.rounds}" if arguments.rounds > 1 else "")

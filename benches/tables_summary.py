@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import tables_structure as structure
 from tables_shared import NAMES, points, result
 
 _FORMATS = ("onnxruntime", "tflite", "ncnn")
@@ -97,20 +98,17 @@ def _qat(found: dict[str, Any]) -> str:
 
 def _resnet56(found: dict[str, Any]) -> str:
     told, longer = [], []
-    # Of ours, taught by labels alone, the one that validation images prefer.
-    labels = {name: row for name, row in found["rows"].items() if "distilled" not in name}
-    for times in sorted({name.split()[1] for name in labels}):
-        of = [(name.split()[0], row) for name, row in labels.items() if name.split()[1] == times]
-        ours = max((row for tool, row in of if tool == "edgekit"), key=lambda row: float(row["best_validation_top1"]))
-        other = next((row for tool, row in of if tool != "edgekit"), None)
-        lost = [f"{points(row['drop'])} ± {row['standard_error']:.2f}" for row in (ours, other) if row]
-        told.append(f"{times}× {lost[0]}" + (f" (Torch-Pruning {lost[1]})" if other else ""))
-    short = len(next(iter(labels.values()))["history"])
+    for times, (ours, others) in structure.resnet56_seeds(found).items():
+        seeds = min(len(ours), len(others))
+        lost = [points(statistics.mean(row["drop"] for row in rows[:seeds])) for rows in (ours, others)]
+        if seeds == 1:
+            lost = [f"{points(row['drop'])} ± {row['standard_error']:.2f}" for row in (ours[0], others[0])]
+        told.append(f"{times}× {lost[0]} (Torch-Pruning {lost[1]}{f'; means of {seeds} seeds' if seeds > 1 else ''})")
     for name, row in found["rows"].items():
-        if len(row["history"]) > short:
+        if len(row["history"]) > 2:
             lost = f"{points(row['drop'])} ± {row['standard_error']:.2f}"
             longer.append(f"; {name.split()[1]}× {lost} after {len(row['history'])}, taught by the original")
-    return f"points lost after {short} epochs: {'; '.join(told)}{''.join(longer)}"
+    return f"points lost after 2 epochs: {'; '.join(told)}{''.join(longer)}"
 
 
 def _classes(found: dict[str, Any]) -> str:
