@@ -14,7 +14,9 @@ follow the parameter-free shortcut (strided slice and padded channels), so it cu
 With ``--distill`` both learn from the original besides, its soft targets being so large a share of the loss; such rows stand
 beside those without, as do those of another ``--seed``. Killed, the same command goes on.
 Epochs are chosen on validation images; the best and the last are told. Figures are on the 5 000 test copies, paired with the
-original's. Results go to benches/results/resnet56.json; the full run is ``--epochs 60 --learning-rate 0.05``.
+original's. Results go to benches/results/resnet56.json. The full run is ``--epochs 60 --learning-rate 0.05``; one that comes to
+the original's accuracy in an hour of one core for each cut is ``--ours-alone --epochs 14 --learning-rate 0.05 --distill 0.5
+--precision bfloat16``.
 """
 
 from __future__ import annotations
