@@ -1,17 +1,17 @@
-"""ResNet-56 on CIFAR-10 with 2.1, 2.5 and 3.3 times fewer MACs: cut, refitted and shortly fine-tuned, beside Torch-Pruning.
+"""ResNet-56 on CIFAR-10 with 2.1, 2.5 and 3.3 times fewer MACs: cut and shortly fine-tuned, beside Torch-Pruning and NNCF.
 
     pip install --no-deps torch-pruning==1.6.0
     python benches/resnet56.py [--shared ../shared/data] [--work runs/resnet56] [--epochs 2] [--times 2.1 --times 3.3]
-        [--distill 0.5] [--precision bfloat16] [--seed 1] [--importance lasso --rounds 1 --whole] [--refit 512]
+        [--distill 0.5] [--precision bfloat16] [--seed 1] [--importance lasso --rounds 1 --whole] [--refit 512] [--nncf PYTHON]
 
-Both get the same fine-tuning, data and seed, and may cut to any width, as accuracy is what is compared; runtimes like few of
+All get the same fine-tuning, data and seed, and may cut to any width, as accuracy is what is compared; runtimes like few of
 these widths, and ``--multiple 4`` keeps ours on a grid. Torch-Pruning chooses by the norm of groups
 (``GroupMagnitudeImportance``), all layers ranked together, in 400 small steps; ours by ``energy`` in 100, which comes to nearly
 the same widths (at 2.5 times to the same network, to the bit), or by what ``--importance`` and ``--rounds`` say. Ours isn't
 refitted unless ``--refit`` says so: that begins higher and ends lower, after epochs over many images. Torch-Pruning can't
-follow the parameter-free shortcut (strided slice and padded channels), so it cuts inside of the blocks, as ours does without
-``--whole``; NNCF 3.4 has no pruner of channels.
-With ``--distill`` both learn from the original besides, its soft targets being so large a share of the loss; such rows stand
+follow the parameter-free shortcut (strided slice and padded channels), so it cuts inside of the blocks, as NNCF does and ours
+without ``--whole``. ``--nncf`` takes NNCF in both of its rankings (``nncf_filters.py`` tells which, and how to get it).
+With ``--distill`` all learn from the original besides, its soft targets being so large a share of the loss; such rows stand
 beside those without, as do those of another ``--seed``. Killed, the same command goes on.
 Epochs are chosen on validation images; the best and the last are told. Figures are on the 5 000 test copies, paired with the
 original's. Results go to benches/results/resnet56.json. The full run is ``--epochs 60 --learning-rate 0.05``; one that comes to
@@ -24,23 +24,19 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import networks
-import torch
+import prune_peers
 from progress import log
 
 import edgekit
-from edgekit import zoo
 from edgekit.bundle import Bundle, versions
 from edgekit.cost import cost_of
 from edgekit.data.dataset import Dataset
 from edgekit.evaluation import Evaluation, evaluate, paired_difference
 from edgekit.files import write_json
-from edgekit.program import export_program
-from edgekit.sources.weights import load_weights_into
 
 RESULT = Path(__file__).parent / "results" / "resnet56.json"
 
@@ -64,6 +60,9 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="Cut what runs through the blocks, too.")
     parser.add_argument("--refit", type=int, default=0, help="Images to refit ours on after the cut.")
     parser.add_argument("--ours-alone", action="store_true")
+    parser.add_argument(
+        "--nncf", help="Python of an environment with NNCF 2.19 (nncf_filters.py); without it its rows are missing."
+    )
     arguments = parser.parse_args()
     original, data = networks.cifar_resnet(arguments.shared, 56)
     reference = evaluate(original.module(), data.test, original.preprocessing)
@@ -89,7 +88,10 @@ def main() -> None:
         jobs = {"edgekit": (original, [f"prune-channels:{cut}", f"finetune:{finetune}"])}
         if not arguments.ours_alone:
             weights = arguments.shared / "weights" / "resnet56_jpeg.safetensors"
-            jobs["torch-pruning"] = (_torch_pruning(original, weights, 1 / times), [f"finetune:{finetune}"])
+            others = {"torch-pruning": prune_peers.torch_pruning(original, weights, 1 / times)}
+            for ranking in prune_peers.NNCF_RANKINGS if arguments.nncf else ():
+                others[f"nncf-{ranking}"] = prune_peers.nncf(original, weights, 1 / times, ranking, arguments.nncf)
+            jobs |= {name: (bundle, [f"finetune:{finetune}"]) for name, bundle in others.items()}
         results: dict[str, Evaluation] = {}
         for name, (bundle, steps) in jobs.items():
             key = f"{name} {times:g} {arguments.epochs}{own if name == 'edgekit' else kind}"
@@ -104,10 +106,12 @@ def main() -> None:
             cut_only = edgekit.compress(bundle, steps[0], data, seed=arguments.seed) if len(steps) > 1 else bundle
             results[name] = evaluate(small.module(), data.test, original.preprocessing)
             row = _row(original, small, cut_only, steps, data, reference, results[name])
-            found["rows"][key] = row
-            if name == "torch-pruning":
+            if name == "edgekit":
+                row["against"] = found["rows"].get(key, {}).get("against", {})
+            else:
                 ours = found["rows"][f"edgekit {times:g} {arguments.epochs}{own}"]
-                ours["against_torch_pruning"] = paired_difference(results[name], results["edgekit"])
+                ours["against"][name] = paired_difference(results[name], results["edgekit"])
+            found["rows"][key] = row
             write_json(RESULT, {**found, "float_top1": reference.top1, "versions": versions()})
 
 
@@ -138,49 +142,6 @@ def _row(
     }
     print({key: row[key] for key in ("steps", "macs_ratio", "top1", "drop", "top1_before_training")}, flush=True)
     return row
-
-
-def _torch_pruning(original: Bundle, weights: Path, goal: float) -> Bundle:
-    """The same network cut by Torch-Pruning to the share of MACs, in small steps until it is reached."""
-    import torch_pruning
-
-    module, _ = zoo.build("resnet56-cifar")
-    load_weights_into(module, weights)
-    module.eval()
-    x = torch.zeros(1, *original.input_shape)
-    stages: Any = (module.layer1, module.layer2, module.layer3)
-    streams = [module.conv1, module.linear, *(block.conv2 for stage in stages for block in stage)]
-    pruner = torch_pruning.pruner.BasePruner(
-        module,
-        x,
-        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-        global_pruning=True,
-        pruning_ratio=0.9,
-        max_pruning_ratio=0.9,
-        iterative_steps=400,
-        ignored_layers=streams,
-    )
-    whole = _macs(module, x)
-    while _macs(module, x) > goal * whole:
-        pruner.step()
-    return replace(original, program=export_program(module, original.input_shape), samples=None, path=None)
-
-
-def _macs(module: torch.nn.Module, x: torch.Tensor) -> int:
-    """Of convolutions and linear layers, counted as they run: for hundreds of small steps quicker than by an export."""
-    found = []
-    layers = [layer for layer in module.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
-    handles = [
-        layer.register_forward_hook(
-            lambda layer, _, y: found.append(y.numel() // len(layer.weight) * layer.weight.numel())
-        )
-        for layer in layers
-    ]
-    with torch.no_grad():
-        module(x)
-    for handle in handles:
-        handle.remove()
-    return sum(found)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ def resnet56() -> list[str]:
     """Channel pruning beside another toolkit."""
     found = result("resnet56")
     lines = [
-        f"**Channels cut from ResNet-56** (CIFAR-10, float {found['float_top1']:.2f} %; the same training for both where the "
+        f"**Channels cut from ResNet-56** (CIFAR-10, float {found['float_top1']:.2f} %; the same training for all where the "
         "epochs are as many; README tells the mean over seeds of ours as the command cuts by default), `python "
         "benches/resnet56.py`; rows of 14 epochs by `--ours-alone --epochs 14 --learning-rate 0.05 --distill 0.5 --precision "
         "bfloat16`, others by `--importance`, `--rounds`, `--whole`, `--refit`, `--multiple`, `--distill`, `--seed`:",
         "",
         "| tool, MACs divided by | MACs × | parameters × | top-1 before training | validation top-1 by epoch | top-1 after | "
-        "points lost | against Torch-Pruning |",
+        "points lost | against the others |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found["rows"].items():
@@ -31,8 +31,8 @@ def resnet56() -> list[str]:
         cells = [f"{tool}, {times}", f"{row['macs_ratio']:.2f}", f"{row['parameters_ratio']:.2f}"]
         epochs = ", ".join(f"{epoch['validation_top1']:.2f}" for epoch in row["history"])
         cells += [f"{row['top1_before_training']:.2f} %", epochs, f"{row['top1']:.2f} %", lost]
-        beside = row.get("against_torch_pruning")
-        cells.append("{:+.2f} ± {:.2f}".format(*beside) if beside else "")
+        beside = row.get("against", {}).items()
+        cells.append(", ".join(f"{other} {value:+.2f} ± {error:.2f}" for other, (value, error) in beside))
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Mean over the seeds of the training, of ours as the command cuts by default:", ""]
     lines += [
@@ -52,7 +52,7 @@ def resnet56_seeds(found: dict[str, Any]) -> dict[str, tuple[list[dict[str, Any]
     """By what MACs are divided by: the rows of ours, as the bench cuts by default, and of the other tool, one for each seed."""
     rows: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
     for name, row in sorted(found["rows"].items()):
-        matched = re.fullmatch(r"(\S+) (\S+) 2( seed-\d+)?( energy-100 inside)?", name)
+        matched = re.fullmatch(r"(edgekit|torch-pruning) (\S+) 2( seed-\d+)?( energy-100 inside)?", name)
         if matched and (matched[1] == "edgekit") == bool(matched[4]):
             rows.setdefault(matched[2], ([], []))[matched[1] != "edgekit"].append(row)
     return rows
