@@ -146,6 +146,7 @@ _NO_MACS = {
     aten.mean.dim, aten.sum.dim_IntList, aten.max_pool2d.default, aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default, aten.layer_norm.default, aten.chunk.default, aten.split.Tensor,
     aten.split_with_sizes.default, aten.clone.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
+    aten.upsample_bicubic2d.vec, aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.vec,
 }  # fmt: skip
 
 

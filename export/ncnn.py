@@ -16,8 +16,10 @@ from edgekit.compress.rewrite import (
     average_inside,
     circular_padding_to_concatenation,
     powers_to_products,
+    resizing_to_products,
     strided_slice_to_pool,
 )
+from edgekit.compress.rewrite.resizing import ANTIALIASED
 from edgekit.errors import ExportError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.lowering import (
@@ -73,6 +75,10 @@ class NcnnExporter(Exporter):
             notes.append("weights are stored in float16; the CPU computes in float32 unless it has float16 arithmetic")
         if strided_slice_to_pool(module):
             notes.append("strided slices are written as max pooling of kernel 1: exact")
+        if resizing_to_products(module, ANTIALIASED):
+            notes.append(
+                "resizing with antialiasing, which ncnn does not have, is written as products with matrices: exact"
+            )
         average_inside(module)
         circular_padding_to_concatenation(module)
         powers_to_products(module)

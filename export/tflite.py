@@ -9,7 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgekit.compress.rewrite import crop_transposed_convolutions, global_pool_to_mean, mean_over_space_in_two
+from edgekit.compress.rewrite import (
+    crop_transposed_convolutions,
+    global_pool_to_mean,
+    mean_over_space_in_two,
+    resizing_to_products,
+)
 from edgekit.errors import ExportError, MissingDependencyError, UnsupportedOperatorError
 from edgekit.export.exporter import Exporter, Lowered
 from edgekit.export.flatbuffer import edit_model
@@ -63,6 +68,8 @@ class TfliteExporter(Exporter):
         mean_over_space_in_two(module)
         if crop_transposed_convolutions(module):
             notes.append("the padding of transposed convolutions is written as slices of their whole result: exact")
+        if resizing_to_products(module):
+            notes.append("resizing that TFLite has no operator for is written as products with matrices: exact")
         if bundle.weights == "codes":
             notes.append("TFLite has no shared weights: the file holds each as a float, and is no smaller")
         if bundle.weights == "sparse" and precision == "float16":

@@ -99,7 +99,8 @@ def batch_norm(flow: Flow, node: Node) -> Labels | None:
     aten.feature_dropout.default, aten.contiguous.default, aten.clone.default, aten.detach.default, aten.to.dtype,
     aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.avg_pool1d.default,
     aten.max_pool1d.default, aten.adaptive_max_pool2d.default, aten.upsample_nearest2d.vec,
-    aten.upsample_bilinear2d.vec, aten.add.Scalar, aten.mul.Scalar, aten.div.Scalar,
+    aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec, aten._upsample_bilinear2d_aa.vec,
+    aten._upsample_bicubic2d_aa.vec, aten.add.Scalar, aten.mul.Scalar, aten.div.Scalar,
 )  # fmt: skip
 def keeps_channels(flow: Flow, node: Node) -> Labels | None:
     """Works on each channel by itself: element by element, or over space."""

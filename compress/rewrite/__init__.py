@@ -21,6 +21,7 @@ from edgekit.compress.rewrite.pooling import (
 )
 from edgekit.compress.rewrite.powers import powers_to_products
 from edgekit.compress.rewrite.repeats import repeats_to_concatenation
+from edgekit.compress.rewrite.resizing import resizing_to_products
 from edgekit.compress.rewrite.sequences import merge_sequences
 from edgekit.compress.rewrite.siblings import merge_siblings
 from edgekit.compress.rewrite.splits import hoist_over_splits, remove_splits_before_concatenation
@@ -50,5 +51,6 @@ __all__ = [
     "remove_splits_before_concatenation",
     "repeats_to_concatenation",
     "replace_by_tensor",
+    "resizing_to_products",
     "strided_slice_to_pool",
 ]

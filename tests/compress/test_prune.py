@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from edgekit import zoo
@@ -28,7 +29,26 @@ from edgekit.testing.silence import silence
 @pytest.mark.parametrize("name", [name for name in networks.FEATURES if name not in ("attention", "encoder")])
 @pytest.mark.parametrize("share", [0.7, 0.4])
 def test_pruned_network_equals_the_whole_one_with_those_channels_at_zero(name: str, share: float) -> None:
-    program = export_program(networks.make(name), networks.INPUT_SHAPE)
+    _equals_the_silenced_one(networks.make(name), share)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic", "bilinear antialias", "bicubic antialias"])
+def test_resizing_lets_channels_through(mode: str) -> None:
+    class Resized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, networks.CLASSES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            name, _, antialias = mode.partition(" ")
+            x = F.interpolate(torch.relu(self.first(x)), size=(9, 7), mode=name, antialias=bool(antialias))
+            return self.head(torch.relu(self.second(x)).mean((2, 3)))
+
+    _equals_the_silenced_one(Resized().eval(), 0.4)
+
+
+def _equals_the_silenced_one(network: nn.Module, share: float) -> None:
+    program = export_program(network, networks.INPUT_SHAPE)
     x = networks.images(4)
 
     whole = trainable(program)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule
 
@@ -18,6 +20,7 @@ from edgekit.compress.rewrite import (
     has_computed_weights,
     powers_to_products,
     repeats_to_concatenation,
+    resizing_to_products,
 )
 from edgekit.program import aten, export_program, shape_of, trainable
 
@@ -178,3 +181,29 @@ def test_weights_that_inputs_are_needed_for_stay_computed() -> None:
     ]
     for form in forms:
         assert rewritten(Function(form, None), lambda module: len(computed_weights_to_parameters(module)))[0] == 0
+
+
+RESIZING: dict[str, dict[str, Any]] = {
+    "twice": {"scale_factor": 2, "mode": "bicubic"},
+    "to a size": {"size": (9, 31), "mode": "bicubic"},
+    "corners": {"size": (11, 20), "mode": "bicubic", "align_corners": True},
+    "by factors that no size gives": {"scale_factor": (1.3, 0.7), "mode": "bicubic"},
+    "smaller, antialiased": {"size": (7, 5), "mode": "bicubic", "antialias": True},
+    "bilinear, antialiased": {"scale_factor": 0.4, "mode": "bilinear", "antialias": True},
+}
+
+
+@pytest.mark.parametrize("how", RESIZING.values(), ids=RESIZING)
+def test_resizing_is_a_product_along_each_axis(how: dict[str, Any]) -> None:
+    network = Function(lambda x: F.interpolate(x, **how).square(), nn.Conv2d(4, 6, 3))
+    count, module = rewritten(network, resizing_to_products)
+    assert count == 1
+    assert sum(node.target is aten.linear.default for node in module.graph.nodes) == 2
+
+
+def test_resizing_that_every_format_has_is_left_alone() -> None:
+    count, module = rewritten(
+        Function(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")), resizing_to_products
+    )
+    assert count == 0
+    assert any(node.target is aten.upsample_bilinear2d.vec for node in module.graph.nodes)

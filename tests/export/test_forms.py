@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,38 @@ def test_int8_forms_are_proved(format: str, tmp_path: Path) -> None:
     # Borders that are off by the zero point leave some 20 dB.
     assert file.parity["agreement"]["sqnr_db"] is None or file.parity["agreement"]["sqnr_db"] > 30
     assert file.parity["int8_macs_share"] == 1
+
+
+class Resized(nn.Module):
+    """Resized in ways that stay in float, between layers of integers."""
+
+    def __init__(self, channels: int, **how: Any) -> None:
+        super().__init__()
+        self.body, self.head, self.how = nn.Conv2d(3, channels, 3, padding=1), nn.Linear(channels, 5), how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.interpolate(F.relu(self.body(x)), **self.how)
+        return self.head(F.relu(x - 0.5).mean((2, 3)))
+
+
+BICUBIC = {"scale_factor": 2, "mode": "bicubic"}
+
+
+@pytest.mark.parametrize(
+    ("channels", "how"),
+    # As many channels as rows, too: axes that are taken for each other make no error then, but another function.
+    [(8, BICUBIC), (12, BICUBIC), (12, {"size": (5, 7), "mode": "bilinear", "antialias": True})],
+    ids=["bicubic, 8 channels", "bicubic", "antialiased"],
+)
+@pytest.mark.parametrize("format", EXPORTERS)
+def test_resizing_beside_integers_is_proved(format: str, channels: int, how: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = _noise()
+    whole = Bundle(export_program(Resized(channels, **how), SHAPE), SHAPE)
+    small, _ = Quantize(images=16).apply(whole, Context(data=data))
+    for bundle, least in ((whole, 80), (small, 30)):
+        (file,) = edgekit.export(bundle, format, data=data, output=tmp_path)
+        assert file.parity["agreement"]["sqnr_db"] is None or file.parity["agreement"]["sqnr_db"] > least
 
 
 @pytest.mark.parametrize(
