@@ -97,7 +97,7 @@ def _qat(found: dict[str, Any]) -> str:
 
 
 def _resnet56(found: dict[str, Any]) -> str:
-    told, longer = [], []
+    told, nncf, longer = [], {}, []
     for times, (ours, others) in structure.resnet56_seeds(found).items():
         seeds = min(len(ours), len(others))
         lost = [points(statistics.mean(row["drop"] for row in rows[:seeds])) for rows in (ours, others)]
@@ -105,10 +105,17 @@ def _resnet56(found: dict[str, Any]) -> str:
             lost = [f"{points(row['drop'])} ± {row['standard_error']:.2f}" for row in (ours[0], others[0])]
         told.append(f"{times}× {lost[0]} (Torch-Pruning {lost[1]}{f'; means of {seeds} seeds' if seeds > 1 else ''})")
     for name, row in found["rows"].items():
+        tool, times, _ = name.split()[:3]
+        if tool.startswith("nncf"):
+            nncf[times] = min(row["drop"], nncf.get(times, row["drop"]))
         if len(row["history"]) > 2:
-            lost = f"{points(row['drop'])} ± {row['standard_error']:.2f}"
-            longer.append(f"; {name.split()[1]}× {lost} after {len(row['history'])}, taught by the original")
-    return f"points lost after 2 epochs: {'; '.join(told)}{''.join(longer)}"
+            longer.append((len(row["history"]), f"{times}× {points(row['drop'])} ± {row['standard_error']:.2f}"))
+    said = f"points lost after 2 epochs: {'; '.join(told)}"
+    if nncf:
+        said += f"; NNCF by the better of two rankings {', '.join(f'{t}× {points(lost)}' for t, lost in nncf.items())}"
+    for epochs in sorted({epochs for epochs, _ in longer}):
+        said += f"; after {epochs}, taught by the original: {', '.join(cell for e, cell in longer if e == epochs)}"
+    return said
 
 
 def _classes(found: dict[str, Any]) -> str:
