@@ -140,6 +140,8 @@ def pruned_speed() -> list[str]:
                 "{:.2f} [{:.2f}, {:.2f}]".format(*row["times"][head]) if head in row["times"] else "" for head in heads
             ]
             lines.append(f"| {grid} | {row['macs_ratio']:.2f} | {' | '.join(times)} |")
+        if "16" not in case["rows"]:
+            lines.append("| 16 | can't be cut so far |" + " |" * len(heads))
         lines.append("")
     return lines[:-1]
 
