@@ -4,9 +4,10 @@
     PYTHONPATH=. NNCF_TORCH_LEGACY_TRACING=1 nncf2/bin/python benches/nncf_filters.py WEIGHTS GOAL RANKING OUTPUT.npz
 
 2.19 is the last version that has it (3.0 took it out). GOAL is the share of MACs that is left. RANKING is ``uniform`` (every
-layer loses the same share, chosen by the geometric median: the way of NNCF's published ResNets; what is kept are multiples
-of eight) or ``global`` (all layers ranked together, by L2). NNCF sets filters to zero and cuts nothing; OUTPUT holds the kept
-filters of each convolution that it touches, and ``x`` and ``y``, the masked network's input and output, for a check of the cut.
+layer loses the same share, chosen by the geometric median; what is kept are multiples of eight, so
+more is cut than asked) or ``global`` (all layers ranked together, by L2). NNCF sets filters to zero and cuts nothing; OUTPUT
+holds the kept filters of each convolution that it touches, and ``x`` and ``y``, the masked network's input and output, for a
+check of the cut.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nncf_filters
 import numpy as np
 import torch
 
@@ -20,8 +21,6 @@ from edgekit import zoo
 from edgekit.bundle import Bundle
 from edgekit.program import export_program
 from edgekit.sources.weights import load_weights_into
-
-NNCF_RANKINGS = ("uniform", "global")
 
 
 def torch_pruning(original: Bundle, weights: Path, goal: float) -> Bundle:
@@ -55,15 +54,14 @@ def nncf(original: Bundle, weights: Path, goal: float, ranking: str, python: str
         # Run in the folder, as NNCF draws its graphs to where it runs.
         command = [
             python,
-            str(Path(__file__).resolve().parent / "nncf_filters.py"),
+            str(Path(nncf_filters.__file__).resolve()),
             str(weights.resolve()),
             str(goal),
             ranking,
+            str(output),
         ]
         environment = {**os.environ, "PYTHONPATH": str(Path(zoo.__file__).parents[2]), "NNCF_TORCH_LEGACY_TRACING": "1"}
-        done = subprocess.run(
-            [*command, str(output)], capture_output=True, text=True, check=False, env=environment, cwd=folder
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
         if done.returncode:
             raise SystemExit(f"NNCF failed: {done.stderr[-500:]}")
         found = dict(np.load(output))
@@ -80,9 +78,8 @@ def nncf(original: Bundle, weights: Path, goal: float, ranking: str, python: str
 
 def _keep(block: Any, kept: torch.Tensor) -> None:
     """A block with only these filters of its first convolution."""
-    for layer, names in ((block.conv1, ("weight",)), (block.bn1, ("weight", "bias"))):
-        for name in names:
-            setattr(layer, name, torch.nn.Parameter(getattr(layer, name).detach()[kept]))
+    for layer, name in ((block.conv1, "weight"), (block.bn1, "weight"), (block.bn1, "bias")):
+        setattr(layer, name, torch.nn.Parameter(getattr(layer, name).detach()[kept]))
     block.bn1.running_mean, block.bn1.running_var = block.bn1.running_mean[kept], block.bn1.running_var[kept]
     block.conv2.weight = torch.nn.Parameter(block.conv2.weight.detach()[:, kept])
     block.conv1.out_channels = block.bn1.num_features = block.conv2.in_channels = len(kept)

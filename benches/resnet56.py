@@ -15,8 +15,8 @@ With ``--distill`` all learn from the original besides, its soft targets being s
 beside those without, as do those of another ``--seed``. Killed, the same command goes on.
 Epochs are chosen on validation images; the best and the last are told. Figures are on the 5 000 test copies, paired with the
 original's. Results go to benches/results/resnet56.json. The full run is ``--epochs 60 --learning-rate 0.05``; one that comes to
-the original's accuracy in an hour of one core for each cut is ``--ours-alone --epochs 14 --learning-rate 0.05 --distill 0.5
---precision bfloat16``.
+the original's accuracy in about an hour of one core for each cut is ``--ours-alone --epochs 14 --learning-rate 0.05
+--distill 0.5 --precision bfloat16``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import networks
+import nncf_filters
 import prune_peers
 from progress import log
 
@@ -89,7 +90,7 @@ def main() -> None:
         if not arguments.ours_alone:
             weights = arguments.shared / "weights" / "resnet56_jpeg.safetensors"
             others = {"torch-pruning": prune_peers.torch_pruning(original, weights, 1 / times)}
-            for ranking in prune_peers.NNCF_RANKINGS if arguments.nncf else ():
+            for ranking in nncf_filters.RANKINGS if arguments.nncf else ():
                 others[f"nncf-{ranking}"] = prune_peers.nncf(original, weights, 1 / times, ranking, arguments.nncf)
             jobs |= {name: (bundle, [f"finetune:{finetune}"]) for name, bundle in others.items()}
         results: dict[str, Evaluation] = {}

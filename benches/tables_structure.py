@@ -16,7 +16,8 @@ def resnet56() -> list[str]:
         f"**Channels cut from ResNet-56** (CIFAR-10, float {found['float_top1']:.2f} %; the same training for all where the "
         "epochs are as many; README tells the mean over seeds of ours as the command cuts by default), `python "
         "benches/resnet56.py`; rows of 14 epochs by `--ours-alone --epochs 14 --learning-rate 0.05 --distill 0.5 --precision "
-        "bfloat16`, others by `--importance`, `--rounds`, `--whole`, `--refit`, `--multiple`, `--distill`, `--seed`:",
+        "bfloat16`, others by `--importance`, `--rounds`, `--whole`, `--refit`, `--multiple`, `--distill`, `--seed`, "
+        "NNCF's by `--nncf PYTHON`:",
         "",
         "| tool, MACs divided by | MACs × | parameters × | top-1 before training | validation top-1 by epoch | top-1 after | "
         "points lost | against the others |",

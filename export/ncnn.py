@@ -77,7 +77,7 @@ class NcnnExporter(Exporter):
             notes.append("strided slices are written as max pooling of kernel 1: exact")
         if resizing_to_products(module, ANTIALIASED):
             notes.append(
-                "resizing with antialiasing, which ncnn does not have, is written as products with matrices: exact"
+                "resizing with antialiasing, which ncnn does not have, is written as products with matrices, stored as weights"
             )
         average_inside(module)
         circular_padding_to_concatenation(module)

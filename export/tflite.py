@@ -69,7 +69,9 @@ class TfliteExporter(Exporter):
         if crop_transposed_convolutions(module):
             notes.append("the padding of transposed convolutions is written as slices of their whole result: exact")
         if resizing_to_products(module):
-            notes.append("resizing that TFLite has no operator for is written as products with matrices: exact")
+            notes.append(
+                "resizing that TFLite has no operator for is written as products with matrices, stored as weights"
+            )
         if bundle.weights == "codes":
             notes.append("TFLite has no shared weights: the file holds each as a float, and is no smaller")
         if bundle.weights == "sparse" and precision == "float16":
