@@ -12,7 +12,8 @@ refitted unless ``--refit`` says so: that begins higher and ends lower, after ep
 follow the parameter-free shortcut (strided slice and padded channels), so it cuts inside of the blocks, as NNCF does and ours
 without ``--whole``. ``--nncf`` takes NNCF in both of its rankings (``nncf_filters.py`` tells which, and how to get it).
 With ``--distill`` all learn from the original besides, its soft targets being so large a share of the loss; such rows stand
-beside those without, as do those of another ``--seed``. Killed, the same command goes on.
+beside those without, as do those of another ``--seed``. ``--times 1`` trains the original itself as long, uncut: what of a gain
+is the training alone; cuts after it in the same command are told against it. Killed, the same command goes on.
 Epochs are chosen on validation images; the best and the last are told. Figures are on the 5 000 test copies, paired with the
 original's. Results go to benches/results/resnet56.json. The full run is ``--epochs 60 --learning-rate 0.05``; one that comes to
 the original's accuracy in about an hour of one core for each cut is ``--ours-alone --epochs 14 --learning-rate 0.05
@@ -82,18 +83,20 @@ def main() -> None:
     own = f"{kind} {arguments.importance}" + (f"-{arguments.rounds}" if arguments.rounds > 1 else "")
     own += "" if arguments.whole else " inside"
     own += " refitted" if arguments.refit else ""
+    results: dict[str, Evaluation] = {}
     for times in arguments.times or (2.1, 2.5, 3.3):
         cut = f"macs={1 / times:.4f},importance={arguments.importance},rounds={arguments.rounds},between=0"
         cut += "" if arguments.whole else ",keep=[conv1,*.conv2]"
         cut += f",multiple={arguments.multiple},reconstruct={arguments.refit},epochs=0"
         jobs = {"edgekit": (original, [f"prune-channels:{cut}", f"finetune:{finetune}"])}
-        if not arguments.ours_alone:
+        if times == 1:
+            jobs = {"uncut": (original, [f"finetune:{finetune}"])}
+        elif not arguments.ours_alone:
             weights = arguments.shared / "weights" / "resnet56_jpeg.safetensors"
             others = {"torch-pruning": prune_peers.torch_pruning(original, weights, 1 / times)}
             for ranking in nncf_filters.RANKINGS if arguments.nncf else ():
                 others[f"nncf-{ranking}"] = prune_peers.nncf(original, weights, 1 / times, ranking, arguments.nncf)
             jobs |= {name: (bundle, [f"finetune:{finetune}"]) for name, bundle in others.items()}
-        results: dict[str, Evaluation] = {}
         for name, (bundle, steps) in jobs.items():
             key = f"{name} {times:g} {arguments.epochs}{own if name == 'edgekit' else kind}"
             path = arguments.work / key.replace(" ", "-")
@@ -109,7 +112,9 @@ def main() -> None:
             row = _row(original, small, cut_only, steps, data, reference, results[name])
             if name == "edgekit":
                 row["against"] = found["rows"].get(key, {}).get("against", {})
-            else:
+                if "uncut" in results:
+                    row["against"]["uncut"] = paired_difference(results["uncut"], results["edgekit"])
+            elif name != "uncut":
                 ours = found["rows"][f"edgekit {times:g} {arguments.epochs}{own}"]
                 ours["against"][name] = paired_difference(results[name], results["edgekit"])
             found["rows"][key] = row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 from typing import Any
@@ -46,6 +47,31 @@ def resnet56() -> list[str]:
             lost = [points(statistics.mean(row["drop"] for row in rows)) for rows in (ours, others)]
             told = ", ".join(f"{value:+.2f}" for value in each)
             lines.append(f"| {times} | {len(ours)} | {lost[0]} | {lost[1]} | {told} | {statistics.mean(each):+.2f} |")
+    return [*lines, *_by_time(found["rows"])]
+
+
+def _by_time(rows: dict[str, Any]) -> list[str]:
+    """Accuracy against the time of training, of the longer rows: at each mark, the last epoch done by then."""
+    longer = {name.split()[1]: row["history"] for name, row in rows.items() if len(row["history"]) > 2}
+    taken = {times: list(itertools.accumulate(e["seconds"] / 60 for e in history)) for times, history in longer.items()}
+    marks = [mark for mark in (5, 10, 20, 30, 40, 50, 60, 75) if mark < max(ends[-1] for ends in taken.values())]
+    lines = [
+        "",
+        "Validation top-1 against training time, one thread on one of two cores, the other one busy, too. The learning rate "
+        "rises first (one cycle) and falls to nothing at the end, so each curve is that of its whole run. The original was "
+        "trained on most of these validation images, so all stand higher than on the test images:",
+        "",
+        f"| MACs divided by | {' | '.join(f'{mark} min' for mark in marks)} | at the end | an epoch |",
+        "|---" * (len(marks) + 3) + "|",
+    ]
+    for times, history in longer.items():
+        done = [sum(end <= mark for end in taken[times]) for mark in marks]
+        cells = [f"{history[count - 1]['validation_top1']:.2f}" if count else "" for count in done]
+        cells = ["" if count == len(history) else cell for cell, count in zip(cells, done, strict=True)]
+        cells.append(f"{history[-1]['validation_top1']:.2f} ({taken[times][-1]:.0f} min)")
+        seconds = [epoch["seconds"] for epoch in history]
+        cells.append(f"{min(seconds) / 60:.1f} to {max(seconds) / 60:.1f} min")
+        lines.append(f"| {times if times != '1' else '1 (uncut)'} | {' | '.join(cells)} |")
     return lines
 
 
@@ -99,23 +125,26 @@ def few_classes() -> list[str]:
     """Networks for a few classes."""
     found = result("classes")
     ways = ("blind", "aware", "blind distilled", "aware distilled")
+    seeds = max(len(row["aware"]["against_blind_by_seed"]) for row in found["rows"].values())
     lines = [
         "**A few classes of CIFAR-10 from ResNet-20** (top-1 on the test images of these classes, before and after "
-        f"{found['epochs']} epochs on them; blind: cut without knowledge of the classes, then restricted; aware: "
-        "restricted, then cut; distilled: the restricted whole teaches; differences against blind with the same training, "
-        "paired), "
-        "`python benches/classes.py`:",
+        f"{found['epochs']} epochs on them, means of {seeds} seeds; blind: cut without knowledge of the classes, then "
+        "restricted; aware: restricted, then cut; each by the criterion that it does better with before training, on "
+        "validation images; distilled: the restricted whole teaches; differences against blind with the same training, paired, "
+        "with their standard error over images, and seed by seed), `python benches/classes.py`:",
         "",
         f"| classes | the whole, restricted | MACs × | {' | '.join(ways)} |",
         "|---|---|---|" + "---|" * len(ways),
     ]
     for classes, row in found["rows"].items():
-        cells = [classes.replace(",", ", "), f"{row['restricted_top1']:.1f} %", f"{row['aware']['macs_ratio']:.2f}"]
+        macs = " and ".join(f"{row[way]['macs_ratio']:.3f}" for way in ("blind", "aware"))
+        cells = [classes.replace(",", ", "), f"{row['restricted_top1']:.1f} %", macs]
         for name in ways:
             one = row[name]
             difference, error = one["against_blind"]
-            beside = "" if name.startswith("blind") else f" ({difference:+.1f} ± {error:.1f})"
-            cells.append(f"{one['top1_before_training']:.1f} → {one['top1']:.1f} %{beside}")
+            each = ", ".join(f"{value:+.1f}" for value in one["against_blind_by_seed"])
+            beside = "" if name.startswith("blind") else f"; {difference:+.1f} ± {error:.1f}: {each}"
+            cells.append(f"{one['top1_before_training']:.1f} → {one['top1']:.1f} % ({one['importance']}{beside})")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -109,7 +109,8 @@ def _resnet56(found: dict[str, Any]) -> str:
         if tool.startswith("nncf"):
             nncf[times] = min(row["drop"], nncf.get(times, row["drop"]))
         if len(row["history"]) > 2:
-            longer.append((len(row["history"]), f"{times}× {points(row['drop'])} ± {row['standard_error']:.2f}"))
+            of = "the original itself" if tool == "uncut" else f"{times}×"
+            longer.append((len(row["history"]), f"{of} {points(row['drop'])} ± {row['standard_error']:.2f}"))
     said = f"points lost after 2 epochs: {'; '.join(told)}"
     if nncf:
         said += f"; NNCF by the better of two rankings {', '.join(f'{t}× {points(lost)}' for t, lost in nncf.items())}"

@@ -49,6 +49,7 @@ TIMEOUT_S = 1800
 SCALES, SCALES_AND_OUTPUT = 1, 101
 PAD_VALUE = 18
 PNNX_PARAM = "m.pnnx.param"
+EXPRESSION = "pnnx.Expression"
 _ONE_DIMENSION = "ncnn has no int8 kernels for convolutions of one dimension"
 
 
@@ -112,11 +113,11 @@ class NcnnExporter(Exporter):
         if lowered.precision == "int8":
             strip_quantization(module)
         with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-            param, binary = _pnnx(module, lowered, Path(folder))
+            param, binary, origins = _pnnx(module, lowered, Path(folder))
             layers = read_param(param)
             if mend(layers, (Path(folder) / PNNX_PARAM).read_text(encoding="utf-8")):
                 write_param(layers, param)
-            _refuse_unknown(layers, module)
+            _refuse_unknown(layers, module, origins)
             if lowered.precision == "int8":
                 read_weights(layers, binary)
                 _quantize_layers(layers, module, weights, scales, padded)
@@ -131,8 +132,12 @@ class NcnnExporter(Exporter):
         return files
 
 
-def _pnnx(module: GraphModule, lowered: Lowered, folder: Path) -> tuple[Path, Path]:
-    """Converts a float program with batch 1 by the pnnx program, in its own process and folder."""
+def _pnnx(module: GraphModule, lowered: Lowered, folder: Path) -> tuple[Path, Path, dict[str, list[str]]]:
+    """Converts a float program with batch 1 by the pnnx program, in its own process and folder.
+
+    Returns:
+        Its two files, and the names of the nodes that each operator of ONNX (in lower case) came of.
+    """
     spec = importlib.util.find_spec("pnnx")
     if spec is None or spec.origin is None:
         raise ExportError("pnnx is not installed", "pip install pnnx")
@@ -166,29 +171,42 @@ def _pnnx(module: GraphModule, lowered: Lowered, folder: Path) -> tuple[Path, Pa
             f"pnnx {how}: {said}",
             f"{' and '.join(suspects) or 'An operator'} may have no ncnn form: write that part otherwise.",
         )
-    return param, binary
+    origins: dict[str, list[str]] = {}
+    for made in model.graph.node:
+        origins.setdefault(made.op_type.lower(), []).append(made.name.removeprefix("node_"))
+    return param, binary, origins
 
 
-def _refuse_unknown(layers: list[Layer], module: GraphModule) -> None:
-    """pnnx may exit with 0 and leave operators in the file that ncnn does not have; it keeps their torch names."""
+def _refuse_unknown(layers: list[Layer], module: GraphModule, origins: dict[str, list[str]]) -> None:
+    """pnnx may exit with 0 and leave operators in the file that ncnn does not have; it keeps their torch or ONNX names."""
     import ncnn
 
-    for layer in layers:
-        if _is_known(ncnn, layer.type):
-            continue
-        short = re.split(r"[.:]", layer.type)[-1].lower()
-        suspects = [node for node in module.graph.nodes if node.op == "call_function" and _resembles(node, short)]
-        where = f" at {layer_name(suspects[0])} (node {suspects[0].name}, {suspects[0].target})" if suspects else ""
-        raise UnsupportedOperatorError(
-            f"ncnn has no operator {layer.type}{where}",
-            "Write that part of the model with operators that ncnn has, or leave ncnn out of --to.",
-        )
+    unknown = {layer.type: None for layer in layers if not _is_known(ncnn, layer.type)}
+    # An expression is pnnx's own, and often no more than a constant that the operator behind it reads.
+    types = [name for name in unknown if name != EXPRESSION] or list(unknown)
+    if not types:
+        return
+    suspects = [node for name in types for node in _suspects(name, module, origins)]
+    where = f" at {layer_name(suspects[0])} (node {suspects[0].name}, {suspects[0].target})" if suspects else ""
+    raise UnsupportedOperatorError(
+        f"ncnn has no operator {' and no '.join(types)}{where}",
+        "Write that part of the model with operators that ncnn has, or leave ncnn out of --to.",
+    )
+
+
+def _suspects(layer_type: str, module: GraphModule, origins: dict[str, list[str]]) -> list[Node]:
+    """The nodes that a layer type may come of: by the name that ONNX's operator has of them, or by resemblance."""
+    short = re.split(r"[.:]", layer_type)[-1].lower()
+    nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+    return [n for n in nodes if n.name in origins.get(short, ())] or [n for n in nodes if _resembles(n, short)]
 
 
 def _resembles(node: Node, layer_type: str) -> bool:
     """Whether a layer type (in lower case) may come of this node: converters rename, ``gather`` to ``gatherelements``."""
     operator = str(node.target).split(".")[1].replace("_", "") if "." in str(node.target) else ""
-    return len(operator) > 2 and (operator in layer_type or layer_type.replace("_", "") in operator)
+    if len(operator) < 3:
+        return operator == layer_type
+    return operator in layer_type or layer_type.replace("_", "") in operator
 
 
 def _is_known(ncnn: Any, layer_type: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,32 @@ def test_an_operator_that_ncnn_lacks_is_named(tmp_path: Path) -> None:
     assert "leave ncnn out" in caught.value.remedy
     assert not (tmp_path / "out").exists()
     assert export(_bundle(), "onnx", output=tmp_path / "out")[0].path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("operation", "named"),
+    [
+        # Its axis becomes an expression of pnnx's, which ncnn lacks as well.
+        (lambda x: torch.cumsum(x, -1), "no operator CumSum at .*cumsum"),
+        (torch.triu, r"no operator Trilu at .*aten\.triu"),
+        # Two letters, and two operators.
+        (lambda x: torch.where(x > 0, x, x * x), r"no operator torch\.gt and no torch\.where at .*aten\.gt"),
+        # ONNX writes it with others.
+        (lambda x: torch.atan2(x, x + 2), r"torch\.where.* at .*aten\.atan2"),
+    ],
+    ids=["cumsum", "triu", "where", "atan2"],
+)
+def test_the_operator_is_the_users_not_pnnx_s(
+    operation: Callable[[torch.Tensor], torch.Tensor], named: str, tmp_path: Path
+) -> None:
+    class Network(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return operation(x).mean((2, 3))
+
+    x = np.random.default_rng(0).standard_normal((8, 3, 2, 2), dtype=np.float32)
+    bundle = Bundle(export_program(Network(), (3, 2, 2)), (3, 2, 2)).with_samples(x, np.zeros(8, np.int64))
+    with pytest.raises(UnsupportedOperatorError, match=named):
+        export(bundle, "ncnn", output=tmp_path)
 
 
 def test_a_strided_slice_is_rewritten_for_ncnn_and_told(tmp_path: Path) -> None:
