@@ -266,10 +266,16 @@ class PruneChannels(Step):
         report: dict[str, Any] = {"barriers": [vars(barrier) for barrier in flow.barriers]}
         if refitted:
             report["refitted"] = [refit.to_dict() for refit in refitted]
-        elif self.reconstruct:
-            report["notes"] = [
-                f"{self.name}: no data was given, so the weights that are left were not fitted to the original's outputs"
-            ]
+        notes = []
+        if self.reconstruct and not refitted:
+            notes.append("no data was given, so the weights that are left were not fitted to the original's outputs")
+        if bundle.few_classes and self.importance not in FROM_DATA:
+            notes.append(
+                f"importance={self.importance} looks at no images, so the channels were chosen without regard to which classes "
+                "are kept; importance=lasso sees them"
+            )
+        if notes:
+            report["notes"] = [f"{self.name}: {note}" for note in notes]
         return bundle.with_module(module), report
 
     def evidence(self, bundle: Bundle, context: Context) -> Batches | None:

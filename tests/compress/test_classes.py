@@ -118,6 +118,15 @@ def test_pruning_that_knows_the_classes_beats_pruning_that_does_not(before: Bund
     assert ours > theirs + 10
 
 
+def test_a_criterion_that_cant_see_the_classes_says_so(before: Bundle, data: Dataset) -> None:
+    keep, prune = "keep-classes:classes=[4,7,9]", "prune-channels:macs=0.5,multiple=1,epochs=0,importance="
+    told = {}
+    for steps in ([keep, prune + "l2"], [keep, prune + "fisher"], [prune + "l2", keep]):
+        report = next(s for s in compress(before, steps, data).steps if s["step"] == "prune-channels")["report"]
+        told[tuple(steps)] = [note for note in report.get("notes", []) if "which classes are kept" in note]
+    assert [len(notes) for notes in told.values()] == [1, 0, 0]
+
+
 def test_what_was_cut_is_exported_and_benched_on_its_classes(before: Bundle, data: Dataset, tmp_path: Path) -> None:
     from edgekit.runtimes.comparison import LEAST_ROUNDS
     from edgekit.runtimes.measure import Plan
