@@ -25,7 +25,7 @@ from edgekit.compress.prune.flow import analyse
 from edgekit.compress.prune.importance import Importance
 from edgekit.compress.prune.reconstruct import images_at_once
 from edgekit.compress.prune.rules import RULES
-from edgekit.compress.prune.stopwatch import Stopwatch, doubts, parse_goal, refuse_unknown_format
+from edgekit.compress.prune.stopwatch import Stopwatch, doubts, parse_goal, refuse_unknown_clock
 from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.cost import cost_of
 from edgekit.data.dataset import to_inputs
@@ -53,8 +53,8 @@ class MakeStudent(Step):
         macs: Share of the multiply-accumulates to keep, between 0 and 1.
         parameters: Share of the parameters to keep, between 0 and 1.
         size: Share of the weights' bytes to keep, between 0 and 1: all that the bundle stores of them, batch norm included.
-        latency: Share of the measured latency to keep and the format in whose runtime to measure it, such as
-            ``0.5@tflite``: one thread of this machine, by trials.
+        latency: Share of the measured latency to keep and the format in whose runtime to measure it, by trials with one
+            thread: ``0.5@tflite`` on this machine, ``0.5@tflite@ssh:pi@board`` on that target.
         ways: What may be done: ``depth`` (blocks are taken out), ``replace`` (convolutions are written as cheaper ones),
             ``width`` (channels are cut).
         kinds: What ``replace`` may write: ``separable`` (depthwise and pointwise), ``two-3x3`` (for 5×5) and ``spatial`` (a
@@ -64,7 +64,8 @@ class MakeStudent(Step):
         scope: Rank all channels together, or cut the same share everywhere.
         floor: Share of its channels that every layer keeps.
         multiple: Cut a multiple of so many channels of the same layers at a time.
-        align: A format in whose runtime the multiples 1 to 32 are tried; the fastest takes the place of ``multiple``.
+        align: A format in whose runtime the multiples 1 to 32 are tried; the fastest takes the place of ``multiple``. A target
+            may follow, as in ``latency``.
         images: Training images to fit weights on, and to rank blocks and channels by.
         trial: Training images from which each candidate learns before they are compared; 0 compares them as fitted.
         epochs: Epochs of training of the chosen one; 0 leaves it as fitted.
@@ -107,9 +108,9 @@ class MakeStudent(Step):
             raise ValueError("give exactly one goal: macs, parameters, size or latency, for example macs=0.5")
         if not 0 < goals[0] < 1:
             raise ValueError(f"a goal is a share between 0 and 1, not {goals[0]:g}")
-        for format in (self.align, parse_goal(self.latency)[1] if self.latency is not None else None):
-            if format is not None:
-                refuse_unknown_format(format)
+        for clock in (self.align, parse_goal(self.latency)[1] if self.latency is not None else None):
+            if clock is not None:
+                refuse_unknown_clock(clock)
         if not self.ways:
             raise ValueError(f"ways needs one at least of {', '.join(WAYS)}")
         for name, least in (("multiplier", 1), ("images", 1), ("multiple", 1), ("trial", 0), ("epochs", 0)):

@@ -20,12 +20,12 @@ class Clock:
     """Times layers by themselves in the runtime of a format; each kind of layer once.
 
     Args:
-        format: Whose runtime, with one thread.
+        where: Whose runtime, with one thread, and on which target: ``tflite`` or ``tflite@ssh:pi@board``.
         progress: Told what is going on.
     """
 
-    def __init__(self, format: str, progress: Callable[[int, int, str], None] = lambda done, total, text: None) -> None:
-        self.format, self.progress = format, progress
+    def __init__(self, where: str, progress: Callable[[int, int, str], None] = lambda done, total, text: None) -> None:
+        self.where, self.progress = where, progress
         self._known: dict[tuple[Any, ...], tuple[float, str]] = {}
 
     def not_faster(self, plan: Plan) -> dict[str, float]:
@@ -45,7 +45,7 @@ class Clock:
         kind = (layer.whole(), layer.space, method.name, choice.rank)
         if kind not in self._known:
             whole, chain = (_alone(layer, stages) for stages in ([layer.whole()], method.stages(layer, choice.rank)))
-            (compared,) = Stopwatch(whole, self.format).ratios([chain])
+            (compared,) = Stopwatch(whole, self.where).ratios([chain])
             self._known[kind] = compared.ratio, compared.verdict
         return self._known[kind]
 

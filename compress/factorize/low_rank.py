@@ -22,7 +22,7 @@ from edgekit.compress.factorize.replace import replace as replace_layer
 from edgekit.compress.factorize.statistics import Statistics, measure, seen_by
 from edgekit.compress.finetune import Finetune
 from edgekit.compress.prune.reconstruct import images_at_once, reconstruct
-from edgekit.compress.prune.stopwatch import Stopwatch, doubts, meet, parse_goal, refuse_unknown_format
+from edgekit.compress.prune.stopwatch import Stopwatch, doubts, meet, parse_goal, refuse_unknown_clock
 from edgekit.compress.rewrite import finish
 from edgekit.compress.step import Context, Step, needs_float_weights
 from edgekit.cost import Cost, cost_of
@@ -62,8 +62,8 @@ class Factorize(Step):
         macs: Share of the multiply-accumulates to keep, between 0 and 1.
         parameters: Share of the parameters to keep, between 0 and 1.
         size: Share of the weights' bytes to keep, between 0 and 1: all that the bundle stores of them, batch norm included.
-        latency: Share of the measured latency to keep and the format in whose runtime to measure it, such as
-            ``0.5@tflite``: one thread of this machine, by trials.
+        latency: Share of the measured latency to keep and the format in whose runtime to measure it, by trials with one
+            thread: ``0.5@tflite`` on this machine, ``0.5@tflite@ssh:pi@board`` on that target.
         energy: Share of the variance of its output (of its weight, without data) that every layer keeps.
         rank: Share of its full rank that every layer keeps.
         ranks: ``PATTERN=RANK`` for single layers; the others stay whole.
@@ -79,7 +79,7 @@ class Factorize(Step):
             original; 0 leaves them as they are.
         rectified: Fit what the ReLU behind a layer gives, not what it reads.
         stopwatch: A format in whose runtime every chain is timed against its layer alone; one that is not measured to be
-            faster is not made.
+            faster is not made. A target may follow, as in ``latency``.
         keep: Name patterns of layers to leave whole.
         epochs: Epochs of fine-tuning afterwards.
         learning_rate: Peak learning rate of the fine-tuning.
@@ -132,9 +132,9 @@ class Factorize(Step):
         for name, value in shares.items():
             if value is not None and not 0 < value < 1:
                 raise ValueError(f"{name} is a share between 0 and 1, not {value:g}")
-        for format in (timed[1], self.stopwatch):
-            if format:
-                refuse_unknown_format(format)
+        for clock in (timed[1], self.stopwatch):
+            if clock:
+                refuse_unknown_clock(clock)
         for text in self.ranks:
             pattern, _, number = text.rpartition("=")
             if not pattern or not number.isdigit() or int(number) < 1:
@@ -168,7 +168,7 @@ class Factorize(Step):
         notes = []
         if "stopwatch" in timed:
             clocked = timed["stopwatch"]
-            notes = [f"{self.name}: {doubt}" for doubt in doubts(clocked["format"], clocked["trials"])]
+            notes = [f"{self.name}: {doubt}" for doubt in doubts(clocked["clock"], clocked["trials"])]
         if all(choice.method is None for choice in plan.values()):
             raise StepError(
                 "no chain pays at these ranks: each would take as many MACs or parameters as the layer", "Ask for less."
@@ -283,7 +283,7 @@ class Factorize(Step):
             return plan_for(1 - gone / totals.parameters, "parameters"), {}
         if self.latency is None:
             return plan_for(float(self.parameters or 0), "parameters"), {}
-        goal, format = parse_goal(self.latency)
+        goal, clock = parse_goal(self.latency)
 
         def cut_to(share: float, multiple: int) -> Bundle | None:
             try:
@@ -292,11 +292,9 @@ class Factorize(Step):
                 return None
             return work.bundle.with_module(_replaced(work.bundle.module(), plan, work.found))
 
-        share, trials = meet(
-            Stopwatch(work.bundle, format, progress=work.context.progress), goal, self.multiple, cut_to
-        )
+        share, trials = meet(Stopwatch(work.bundle, clock, progress=work.context.progress), goal, self.multiple, cut_to)
         settled = {"measure": "macs", "share": share, "multiple": self.multiple}
-        timed = {"settled": settled, "format": format, "goal": goal, "trials": [t.to_dict() for t in trials]}
+        timed = {"settled": settled, "clock": clock, "goal": goal, "trials": [t.to_dict() for t in trials]}
         return plan_for(share, "macs"), {"stopwatch": timed}
 
     def ensures(self, before: Bundle, after: Bundle) -> None:

@@ -32,7 +32,7 @@ from edgekit.compress.prune.stopwatch import (
     finer_from,
     meet_on,
     parse_goal,
-    refuse_unknown_format,
+    refuse_unknown_clock,
 )
 from edgekit.compress.prune.surgery import cut
 from edgekit.compress.step import Context, Progress, Step, needs_float_weights, no_progress
@@ -56,8 +56,8 @@ class PruneChannels(Step):
         parameters: Share of the parameters of convolutions and linear layers to keep, between 0 and 1.
         size: Share of the weights' bytes to keep, between 0 and 1: all that the bundle stores of them, batch norm included.
         ratio: Share of the multiply-accumulates to cut; ``ratio=0.5`` is ``macs=0.5``.
-        latency: Share of the measured latency to keep and the format in whose runtime to measure it, such as
-            ``0.5@tflite``: one thread of this machine, by trials.
+        latency: Share of the measured latency to keep and the format in whose runtime to measure it, by trials with one
+            thread: ``0.5@tflite`` on this machine, ``0.5@tflite@ssh:pi@board`` on that target.
         importance: What ranks channels, together with all that are coupled: the norm of their weights (``l1``, ``l2``, or
             ``energy``, which is for cutting in ``rounds``), their filters' distance
             to the others of the layer (``geometric-median``), the scale of batch norm, or chance, as a control; or, by
@@ -70,7 +70,8 @@ class PruneChannels(Step):
             residual network keeps what runs through its blocks.
         multiple: Cut a multiple of so many channels of the same layers at a time: widths stay multiples of it. Runtimes have
             their fast kernels for multiples of 4, 8 or 16 channels, and a width between may be slower than the original.
-        align: A format in whose runtime the multiples 1 to 32 are tried; the fastest takes the place of ``multiple``.
+        align: A format in whose runtime the multiples 1 to 32 are tried; the fastest takes the place of ``multiple``. A target
+            may follow, as in ``latency``.
         images: How many training images the importance looks at.
         reconstruct: On how many training images the weights that are left are fitted to each layer's output before the
             cut, by least squares; 0 leaves them as they are. It is what a few steps of training, or none, can't do without;
@@ -130,9 +131,9 @@ class PruneChannels(Step):
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        for format in (self.align, parse_goal(self.latency)[1] if self.latency is not None else None):
-            if format is not None:
-                refuse_unknown_format(format)
+        for clock in (self.align, parse_goal(self.latency)[1] if self.latency is not None else None):
+            if clock is not None:
+                refuse_unknown_clock(clock)
         distillation(self.distill)
 
     @property
@@ -194,21 +195,21 @@ class PruneChannels(Step):
         cut_to = self._cutting(bundle, context)
         name, goal = self.goal
         measure = "macs" if name == "latency" else name
-        formats = self.align, parse_goal(self.latency)[1] if self.latency is not None else None
+        clocks = self.align, parse_goal(self.latency)[1] if self.latency is not None else None
         found: dict[str, Any] = {"settled": {}, "grids": [], "trials": [], "notes": []}
         multiple, share = self.multiple, goal
-        watches = {f: Stopwatch(bundle, f, progress=context.progress) for f in formats if f is not None}
+        watches = {c: Stopwatch(bundle, c, progress=context.progress) for c in clocks if c is not None}
         if self.align is not None:
             multiple, grids = align(watches[self.align], goal, cut_to)
             found |= {"grids": [t.to_dict() for t in grids], "align": self.align}
-        if formats[1] is not None:
+        if clocks[1] is not None:
             grids_to_try = finer_from(multiple) if self.align is not None else (multiple,)
-            multiple, share, trials, given_up = meet_on(grids_to_try, watches[formats[1]], goal, cut_to)
+            multiple, share, trials, given_up = meet_on(grids_to_try, watches[clocks[1]], goal, cut_to)
             found["notes"] += [f"{self.name}: the grid of {grid} was given up: {why}" for grid, why in given_up.items()]
-            found |= {"trials": [t.to_dict() for t in trials], "format": formats[1], "goal": goal}
+            found |= {"trials": [t.to_dict() for t in trials], "clock": clocks[1], "goal": goal}
         found["settled"] = {"measure": measure, "share": share, "multiple": multiple}
-        for format, measured in zip(formats, (found["grids"], found["trials"]), strict=True):
-            found["notes"] += [f"{self.name}: {doubt}" for doubt in doubts(format or "", measured)]
+        for clock, measured in zip(clocks, (found["grids"], found["trials"]), strict=True):
+            found["notes"] += [f"{self.name}: {doubt}" for doubt in doubts(clock or "", measured)]
         if kept is not None:
             write_json(kept, found)
         return self._settled(measure, share, multiple), found

@@ -1,8 +1,8 @@
 """Cutting by the stopwatch: widths that the runtime likes, and a goal in measured latency.
 
 Runtimes have fast kernels for widths on a grid, and which grid is theirs to know: what is cut is exported, run in the
-real runtime beside the original, and the ratio decides. Weights don't matter for time, so nothing is refitted or trained
-for a trial.
+real runtime beside the original, on this machine or on the target itself, and the ratio decides. Weights don't matter for
+time, so nothing is refitted or trained for a trial.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.errors import StepError, UsageError
-from edgekit.export.exporter import exporter_for
+from edgekit.export.exporter import Exporter, exporter_for
 from edgekit.runtimes.comparison import Comparison, compare, half_width
 from edgekit.runtimes.measure import Cell, Plan, measure
-from edgekit.runtimes.targets.target import target_for
+from edgekit.runtimes.targets.target import target_for, target_kind
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 """The grids of channels that are tried."""
@@ -66,7 +66,7 @@ Cut = Callable[[float, int], Bundle | None]
 
 
 def parse_goal(text: str) -> tuple[float, str]:
-    """``0.5@tflite`` as the share and the format.
+    """``0.5@tflite`` or ``0.5@tflite@ssh:pi@board`` as the share and where it is measured, for :func:`clock_of`.
 
     Raises:
         ValueError: If it is something else.
@@ -81,12 +81,29 @@ def parse_goal(text: str) -> tuple[float, str]:
     return value, where
 
 
+def clock_of(where: str) -> tuple[Exporter, str]:
+    """Whose runtime is timed, and on which target: ``tflite`` here, ``tflite@ssh:pi@board`` there.
+
+    Raises:
+        UsageError: If there is no such format or target, or the target's time is no latency.
+    """
+    format, _, name = where.partition("@")
+    exporter, target = exporter_for(format), name or "local"
+    if not target_kind(target.partition(":")[0]).times_are_real:
+        raise UsageError(
+            f"{target} is an emulator, whose time is no latency",
+            "Name a machine that has a clock (ssh:USER@HOST, adb:SERIAL), or leave the target out to measure here.",
+        )
+    target_for(target)
+    return exporter, target
+
+
 class Stopwatch:
     """Measures networks against an original in the runtime of a format.
 
     Args:
         original: What to compare with.
-        format: Name of the format: its runtime is the one that is timed, with one thread.
+        where: The format, whose runtime is the one that is timed, with one thread; and the target (:func:`clock_of`).
         plan: How long to measure.
         progress: Told what is going on.
     """
@@ -94,12 +111,13 @@ class Stopwatch:
     def __init__(
         self,
         original: Bundle,
-        format: str,
+        where: str,
         *,
         plan: Plan | None = None,
         progress: Callable[[int, int, str], None] = lambda done, total, text: None,
     ) -> None:
-        self.exporter = exporter_for(format)
+        self.exporter, self.target = clock_of(where)
+        self.place = _told(self.exporter, self.target)
         self._original = original
         self._plan = plan or _PLAN
         self._progress = progress
@@ -120,16 +138,16 @@ class Stopwatch:
     def ratios(self, bundles: Iterable[Bundle]) -> list[Comparison]:
         """Measures networks, interleaved with the original; one at a time is in memory."""
         x = np.random.default_rng(0).standard_normal((1, *self._original.input_shape), dtype=np.float32)
-        with tempfile.TemporaryDirectory(prefix="edgekit-") as folder, target_for("local") as target:
+        with tempfile.TemporaryDirectory(prefix="edgekit-") as folder, target_for(self.target) as target:
             cells = [self._written(self._original, Path(folder) / "original")]
             for number, bundle in enumerate(bundles):
-                self._progress(0, 1, f"writing a trial for {self.exporter.runtime}: {number + 1}")
+                self._progress(0, 1, f"writing a trial for {self.place}: {number + 1}")
                 cells.append(self._written(bundle, Path(folder) / f"trial-{number}"))
             pairs = [(number, 0) for number in range(1, len(cells))]
             found = measure(cells, [x] * len(cells), target, self._plan, self._progress, pairs=pairs)
         for measurement in found:
             if measurement.error:
-                raise StepError(f"{self.exporter.runtime} could not be timed: {measurement.error}")
+                raise StepError(f"{self.place} could not be timed: {measurement.error}")
         return [compare(measurement, found[0]) for measurement in found[1:]]
 
     def _written(self, bundle: Bundle, folder: Path) -> Cell:
@@ -141,11 +159,15 @@ class Stopwatch:
         return Cell(label=folder.name, path=path, runtime=self.exporter.runtime)
 
 
-def doubts(format: str, measured: Iterable[Mapping[str, Any]]) -> list[str]:
+def _told(exporter: Exporter, target: str) -> str:
+    return exporter.runtime + ("" if target == "local" else f" on {target}")
+
+
+def doubts(where: str, measured: Iterable[Mapping[str, Any]]) -> list[str]:
     """What to say of a choice by the clock whose ratios the machine's other work has left uncertain.
 
     Args:
-        format: In whose runtime it was measured.
+        where: Where it was measured (:func:`clock_of`).
         measured: Each with the ends ``low`` and ``high`` of a ratio's interval.
 
     Returns:
@@ -155,7 +177,7 @@ def doubts(format: str, measured: Iterable[Mapping[str, Any]]) -> list[str]:
     if widest <= _WITHIN:
         return []
     return [
-        f"the clock in {exporter_for(format).runtime} was disturbed: after {_PLAN.most_rounds} rounds a ratio is known within "
+        f"the clock in {_told(*clock_of(where))} was disturbed: after {_PLAN.most_rounds} rounds a ratio is known within "
         f"{widest:.0%}, not within {_WITHIN:.0%}; on a quieter machine the choice may be another"
     ]
 
@@ -236,7 +258,7 @@ def meet(stopwatch: Stopwatch, goal: float, multiple: int, cut: Cut) -> tuple[fl
     if best is None:
         tried = ", ".join(f"{t.macs:.0%} of the MACs: {t.ratio:.2f}" for t in trials)
         raise UnreachedError(
-            f"a latency of {goal:.2f} of the original's was not reached in {stopwatch.exporter.runtime} ({tried or 'no cut'})",
+            f"a latency of {goal:.2f} of the original's was not reached in {stopwatch.place} ({tried or 'no cut'})",
             "Ask for less, lower the floor, or another runtime.",
         )
     return best.macs, trials
@@ -268,13 +290,13 @@ def meet_on(
     return last, *meet(stopwatch, goal, last, cut), given_up
 
 
-def refuse_unknown_format(name: str) -> None:
-    """Refuses what is no format, at the time that settings are read.
+def refuse_unknown_clock(where: str) -> None:
+    """Refuses what is no format or no target with a clock, at the time that settings are read.
 
     Raises:
-        ValueError: If there is no such format.
+        ValueError: If :func:`clock_of` finds none.
     """
     try:
-        exporter_for(name)
+        clock_of(where)
     except UsageError as error:
         raise ValueError(f"{error.what}. {error.remedy}") from error

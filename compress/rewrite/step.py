@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule
 
 from edgekit.bundle import Bundle
-from edgekit.compress.prune.stopwatch import Stopwatch, doubts, refuse_unknown_format
+from edgekit.compress.prune.stopwatch import Stopwatch, doubts, refuse_unknown_clock
 from edgekit.compress.rewrite.batch_norm import fold_batch_norm
 from edgekit.compress.rewrite.branches import merge_branches
 from edgekit.compress.rewrite.identities import remove_dead_code, remove_dropout, remove_identities
@@ -42,8 +42,8 @@ class Rewrite(Step):
         branches: Merge parallel convolutions (and the identity) that are added, as RepVGG's.
         sequences: Merge two linear layers in a row where one costs less.
         siblings: Merge layers that read the same input into one wider layer and a split.
-        pays: A format in whose runtime merged siblings are measured, with one thread of this machine: they stay apart where
-            merging is not faster. The split costs a copy in some runtimes.
+        pays: A format in whose runtime merged siblings are measured, with one thread, on this machine or a target
+            (``tflite@ssh:pi@board``): they stay apart where merging is not faster. The split costs a copy in some runtimes.
     """
 
     name: ClassVar[str] = "rewrite"
@@ -63,7 +63,7 @@ class Rewrite(Step):
 
     def __post_init__(self) -> None:
         if self.pays is not None:
-            refuse_unknown_format(self.pays)
+            refuse_unknown_clock(self.pays)
             if not self.siblings:
                 raise ValueError("pays decides on merged siblings; leave siblings=false out")
 
@@ -107,16 +107,16 @@ class Rewrite(Step):
             report["sequences"] = merge_sequences(module)
         return report
 
-    def _measured(self, apart: Bundle, merged: Bundle, format: str, context: Context) -> dict[str, Any]:
+    def _measured(self, apart: Bundle, merged: Bundle, where: str, context: Context) -> dict[str, Any]:
         """Whether merged siblings are faster; a killed run keeps what it measured."""
         kept = context.checkpoints / "pays.json" if context.checkpoints is not None else None
         if kept is not None and kept.is_file():
             earlier: dict[str, Any] = json.loads(kept.read_text())
             return earlier
-        watch = Stopwatch(apart, format, progress=context.progress)
+        watch = Stopwatch(apart, where, progress=context.progress)
         (compared,) = watch.ratios([merged])
         found = {
-            "runtime": watch.exporter.runtime,
+            "runtime": watch.place,
             "ratio": compared.ratio,
             "low": compared.low,
             "high": compared.high,

@@ -246,7 +246,7 @@ class _Judge:
         self._bundle, self._dataset, self._goal, self._images = bundle, dataset, goal, images
         self._seed, self._progress = seed, progress
         self._cost = cost_of(bundle.module())
-        self._watch = Stopwatch(bundle, goal.format, progress=progress) if goal.format else None
+        self._watch = Stopwatch(bundle, goal.clock, progress=progress) if goal.clock else None
         self.reference = self._evaluated(bundle)
 
     def tried(self, candidate: Candidate, int8_share: float | None = None) -> Trial:

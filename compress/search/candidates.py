@@ -101,7 +101,7 @@ def candidates_for(goal: Goal, int8_share: float | None) -> list[Candidate]:
 def written(template: str, goal: Goal, share: float) -> str:
     """A step as typed, from its template and the share to aim at."""
     down = math.floor(share * 1e4) / 1e4
-    limits = {"size": f"size={down}", "macs": f"macs={down}", "latency": f"latency={down}@{goal.format}"}
+    limits = {"size": f"size={down}", "macs": f"macs={down}", "latency": f"latency={down}@{goal.clock}"}
     # A mask is one bit of 32 for each weight, codes a whole number of bits.
     zeros = min(0.99, math.ceil((1 - share + 1 / 32) * 1e3) / 1e3)
     shared = 2 ** max(1, min(8, math.floor(share * 32)))

@@ -35,6 +35,7 @@ BY_NAME = {candidate.name: candidate for candidate in CANDIDATES}
 def test_goals_as_typed(text: str) -> None:
     assert str(parse_goal(text)) == text
     assert parse_goal("latency=0.5x@onnx") == Goal("latency", 0.5, "onnx")
+    assert parse_goal("latency=0.5@onnx@ssh:pi@board") == Goal("latency", 0.5, "onnx@ssh:pi@board")
 
 
 @pytest.mark.parametrize(

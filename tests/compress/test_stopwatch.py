@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +35,7 @@ class Known(Stopwatch):
     """A fixed part of the time, and one that goes with the MACs by a factor for each grid."""
 
     def __init__(self, fixed: float, factors: dict[int, float]) -> None:
-        self.exporter: Any = SimpleNamespace(runtime="known")
+        self.place = "known"
         self.fixed, self.factors = fixed, factors
         self.asked = 0
 
@@ -94,11 +93,38 @@ def test_a_grid_that_does_not_go_so_far_down_gives_way_to_a_finer_one() -> None:
         meet_on(finer_from(16), watch, 0.05, cut)
 
 
-@pytest.mark.parametrize("text", ["0.5", "0.5@", "@onnx", "2@onnx", "fast@onnx", "0.5@nothing"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.5",
+        "0.5@",
+        "@onnx",
+        "2@onnx",
+        "fast@onnx",
+        "0.5@nothing",
+        "0.5@onnx@nowhere",
+        "0.5@onnx@local:here",
+        "0.5@onnx@ssh",
+    ],
+)
 def test_goals_that_make_no_sense_are_refused(text: str, before: Bundle) -> None:
     with pytest.raises(UsageError):
         compress(before, f"prune-channels:latency={text},epochs=0")
     assert parse_goal("0.5x@tflite") == (0.5, "tflite")
+
+
+def test_an_emulator_is_no_clock(before: Bundle) -> None:
+    for step in (
+        "prune-channels:latency=0.5@onnx@emulated:cortex-a72",
+        "prune-channels:macs=0.5,align=onnx@emulated:cortex-a72",
+        "factorize:latency=0.5@onnx@emulated:cortex-a72",
+        "student:latency=0.5@onnx@emulated:cortex-a72",
+        "rewrite:pays=onnx@emulated:cortex-a72",
+    ):
+        with pytest.raises(UsageError, match=r"emulated:cortex-a72 is an emulator, whose time is no latency"):
+            compress(before, step)
+    assert parse_goal("0.5@tflite@ssh:pi@board:22") == (0.5, "tflite@ssh:pi@board:22")
+    assert Stopwatch(before, "tflite@ssh:pi@board:22").place == "tflite on ssh:pi@board:22"
 
 
 def test_the_real_clock_decides_and_the_report_tells(before: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,15 +8,22 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edgekit.errors import ExecutionError, PackagesError, TargetError, UsageError, WorkerCrashError
+from edgekit.compress.pipeline import compress
+from edgekit.compress.prune import stopwatch
+from edgekit.cost import cost_of
+from edgekit.errors import ExecutionError, PackagesError, StepError, TargetError, UsageError, WorkerCrashError
+from edgekit.runtimes.measure import Plan
 from edgekit.runtimes.runtime import Options
 from edgekit.runtimes.targets import emulated_root
 from edgekit.runtimes.targets.check import check
+from edgekit.runtimes.targets.remote import RemoteTarget
 from edgekit.runtimes.targets.target import Target, target_for
+from edgekit.sources.load import load
 from edgekit.testing.fakes import RUNTIME, write_fake
 from edgekit.testing.sshd import Sshd, sshd
 from edgekit.testing.targets import TargetConformance, X
@@ -63,6 +70,36 @@ def test_nothing_is_left_there_but_the_worker(server: Sshd, tmp_path: Path) -> N
         assert worker.run(X)[0].shape == (2, 1)
         assert [path.name for path in board.glob("session-*/*/a.fake")] == ["a.fake"]
     assert [path.name for path in board.iterdir()] == ["kits"]
+
+
+def test_channels_are_cut_by_the_clock_there(server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    start = RemoteTarget.start
+
+    def watched(target: RemoteTarget, *arguments: Any, **settings: Any) -> Any:
+        started.append(target.name)
+        return start(target, *arguments, **settings)
+
+    monkeypatch.setattr(RemoteTarget, "start", watched)
+    monkeypatch.setattr(stopwatch, "_PLAN", Plan(rounds=3, seconds=0.05))
+    monkeypatch.setattr(stopwatch, "MULTIPLES", (4,))
+    before, clock = load("zoo:digits-cnn"), f"onnx@ssh:{server.place}"
+    small = compress(before, f"prune-channels:macs=0.5,align={clock},reconstruct=0,epochs=0")
+    found = small.steps[-1]["report"]["stopwatch"]
+    (trial,) = found["grids"]
+    assert found["align"] == clock
+    assert set(started) == {f"ssh:{server.place}"}
+    assert 0 < trial["low"] <= trial["ratio"] <= trial["high"]
+    assert cost_of(small.module()).macs < cost_of(before.module()).macs
+
+
+def test_a_clock_that_is_not_there_is_told_and_leaves_nothing(server: Sshd, tmp_path: Path) -> None:
+    host = server.place.rpartition(":")[0]
+    with pytest.raises(StepError, match=r"onnxruntime on ssh:\S+:1 could not be timed: no connection"):
+        compress(
+            load("zoo:digits-cnn"), f"prune-channels:latency=0.9@onnx@ssh:{host}:1,epochs=0", output=tmp_path / "small"
+        )
+    assert not list(tmp_path.rglob("bundle.json"))
 
 
 def test_the_board_does_not_see_this_machine_s_files(server: Sshd, tmp_path: Path) -> None:
