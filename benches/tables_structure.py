@@ -58,7 +58,7 @@ def _by_time(rows: dict[str, Any]) -> list[str]:
     lines = [
         "",
         "Validation top-1 against training time, one thread on one of two cores, which had other work besides. The learning "
-        "rate rises first (one cycle) and falls to nothing at the end, so each curve is that of its whole run. The original was "
+        "rate rises first (one cycle) and falls to nothing at the end, so each curve is of its whole run. The original was "
         "trained on most of these validation images, so all stand higher than on the test images:",
         "",
         f"| MACs divided by | {' | '.join(f'{mark} min' for mark in marks)} | at the end | an epoch |",
