@@ -1,6 +1,6 @@
 """A network for a few classes out of one for all: ResNet-20 on CIFAR-10, for 2, 3 and 5 classes, with and without knowing them.
 
-    python benches/classes.py [--shared ../shared/data] [--work runs/classes] [--macs 0.3] [--epochs 4] [--seeds 3]
+    python benches/classes.py [--shared ../shared/data] [--work runs/classes] [--macs 0.3] [--epochs 4] [--seeds 2]
         [--classes cat,dog]
 
 The whole network, its outputs restricted to those classes, is cut to the same MACs in two ways: blind, on all classes and
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/classes"))
     parser.add_argument("--macs", type=float, default=0.3)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--classes", action="append", metavar="A,B,…")
     arguments = parser.parse_args()
     original, data = networks.cifar_resnet(arguments.shared)
